@@ -1,0 +1,267 @@
+"""The layout of a state: which variables, on which grid, how far apart in time.
+
+A layout is all that the engine knows of a dynamical system. It turns tensors
+`(member, time, channel, *space)` into xarray datasets with one variable per channel, and back.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+RESERVED = ("member", "time", "channel")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of a state.
+
+    Arguments:
+        variables: The names of the variables, in the order of the channels.
+        dt: The time between two states, in `time_units`.
+        coords: The spatial dimensions, in order, and their coordinate values.
+        period: The period of each periodic dimension. A dimension that is not named is not periodic.
+        units: The units of each variable and coordinate ("1" where not named).
+        long_names: CF `long_name` of each variable and coordinate.
+        time_units: The units of the time coordinate.
+
+    Raises:
+        ValueError: If a name is used twice or is reserved, if `dt` is not positive, or if a
+            coordinate is not one-dimensional, finite, uniform where periodic, and increasing.
+    """
+
+    variables: tuple[str, ...]
+    dt: float
+    coords: Mapping[str, np.ndarray] = field(default_factory=dict)
+    period: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+    long_names: Mapping[str, str] = field(default_factory=dict)
+    time_units: str = "1"
+
+    def __post_init__(self) -> None:
+        coords = {dim: np.asarray(values, dtype=np.float64) for dim, values in self.coords.items()}
+        object.__setattr__(self, "variables", tuple(self.variables))
+        object.__setattr__(self, "coords", coords)
+
+        names = (*self.variables, *coords)
+        if not self.variables:
+            raise ValueError("a layout needs at least one variable, got none")
+        if len(set(names)) < len(names) or set(names) & set(RESERVED):
+            raise ValueError(
+                f"names of variables and dimensions must be distinct and none of {RESERVED}, "
+                f"got {names}"
+            )
+        if not (np.isfinite(self.dt) and self.dt > 0):
+            raise ValueError(f"dt must be positive, got {self.dt}")
+        for dim, values in coords.items():
+            steps = np.diff(values)
+            if values.ndim != 1 or not np.isfinite(values).all() or not (steps > 0).all():
+                raise ValueError(
+                    f"coordinate {dim!r} must be one-dimensional, finite and increasing, "
+                    f"got shape {values.shape}"
+                )
+            if dim in self.period and not np.isclose(
+                self.period[dim], len(values) * (steps.mean() if len(steps) else self.period[dim])
+            ):
+                raise ValueError(
+                    f"periodic coordinate {dim!r} must cover its period {self.period[dim]} with "
+                    f"uniform cells, got {len(values)} cells of {steps.mean()}"
+                )
+        if unknown := set(self.period) - set(coords):
+            raise ValueError(f"period names {sorted(unknown)}, which are not among {list(coords)}")
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """The spatial dimensions, in order."""
+        return tuple(self.coords)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape `(channel, *space)` of a state."""
+        return (len(self.variables), *(len(values) for values in self.coords.values()))
+
+    @property
+    def periodic(self) -> tuple[bool, ...]:
+        """Whether each spatial dimension is periodic."""
+        return tuple(dim in self.period for dim in self.coords)
+
+    def times(self, length: int, start: float = 0.0) -> np.ndarray:
+        """The time coordinate of `length` states from `start` on."""
+        return start + self.dt * np.arange(length)
+
+    def to_dataset(
+        self,
+        trajectories: Any,
+        time: Sequence[float] | np.ndarray | None = None,
+        member: Sequence[int] | np.ndarray | None = None,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> xr.Dataset:
+        """Wraps trajectories into a dataset with CF attributes.
+
+        Arguments:
+            trajectories: A tensor or array, with shape `(member, time, channel, *space)`.
+            time: The time coordinate (default: multiples of `dt` from zero).
+            member: The member coordinate (default: 0, 1, 2, …).
+            attrs: Global attributes.
+
+        Raises:
+            ValueError: If the shape is not that of the layout.
+        """
+
+        data = np.asarray(trajectories.detach().cpu() if hasattr(trajectories, "detach") else trajectories)
+        if data.ndim != 2 + len(self.shape) or data.shape[2:] != self.shape:
+            raise ValueError(
+                f"trajectories must have shape (member, time, {', '.join(map(str, self.shape))}), "
+                f"got {data.shape}"
+            )
+        time = self.times(data.shape[1]) if time is None else np.asarray(time)
+        member = np.arange(data.shape[0]) if member is None else np.asarray(member)
+
+        return xr.Dataset(
+            {
+                name: (("member", "time", *self.dims), data[:, :, i], self.attributes(name))
+                for i, name in enumerate(self.variables)
+            },
+            coords={
+                "member": ("member", member, {"standard_name": "realization"}),
+                "time": ("time", time, {"units": self.time_units, "axis": "T"}),
+                **{dim: (dim, v, self.attributes(dim)) for dim, v in self.coords.items()},
+            },
+            attrs={"Conventions": "CF-1.11", **(attrs or {})},
+        )
+
+    def to_array(self, dataset: xr.Dataset) -> np.ndarray:
+        """Stacks the variables of a dataset, the inverse of `to_dataset`.
+
+        A dataset without the dimension `member` or `time` gets one of length 1. Variables are
+        loaded into memory: select first what is needed.
+
+        Returns:
+            An array with shape `(member, time, channel, *space)`.
+
+        Raises:
+            ValueError: If a variable or dimension is missing, or the grid is another one.
+        """
+
+        self.check(dataset)
+        arrays = []
+        for name in self.variables:
+            array = dataset[name]
+            for dim in ("time", "member"):
+                if dim not in array.dims:
+                    array = array.expand_dims(dim)
+            arrays.append(array.transpose("member", "time", *self.dims).values)
+
+        return np.stack(arrays, axis=2)
+
+    def check(self, dataset: xr.Dataset) -> None:
+        """Raises a `ValueError` unless the dataset has this layout's variables and grid."""
+
+        if missing := [name for name in self.variables if name not in dataset]:
+            raise ValueError(
+                f"expected variables {list(self.variables)}, but {missing} are missing: "
+                f"the dataset has {sorted(map(str, dataset.data_vars))}"
+            )
+        for name in self.variables:
+            dims = set(dataset[name].dims) - {"member", "time"}
+            if dims != set(self.dims):
+                raise ValueError(
+                    f"variable {name!r} must have the spatial dimensions {list(self.dims)}, "
+                    f"got {sorted(map(str, dims))}"
+                )
+        for dim, values in self.coords.items():
+            given = dataset[dim].values
+            if given.shape != values.shape or not np.allclose(given, values, atol=1e-5 * np.ptp(values)):
+                raise ValueError(
+                    f"coordinate {dim!r} must be the {len(values)} values {summary(values)}, "
+                    f"got {len(given)} values {summary(given)}: regrid the data, or use a prior "
+                    f"that was trained on this grid"
+                )
+
+    def attributes(self, name: str) -> dict[str, str]:
+        """The CF attributes of a variable or coordinate."""
+
+        attrs = {"units": self.units.get(name, "1"), "long_name": self.long_names.get(name, name)}
+        if name in self.coords and name in self.period:
+            attrs["period"] = repr(float(self.period[name]))
+
+        return attrs
+
+    def to_json(self) -> dict[str, Any]:
+        """The layout as plain JSON types."""
+
+        return {
+            "variables": list(self.variables),
+            "dt": float(self.dt),
+            "coords": {dim: values.tolist() for dim, values in self.coords.items()},
+            "period": {dim: float(value) for dim, value in self.period.items()},
+            "units": dict(self.units),
+            "long_names": dict(self.long_names),
+            "time_units": self.time_units,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Layout":
+        """The inverse of `to_json`."""
+
+        return cls(
+            variables=tuple(content["variables"]),
+            dt=float(content["dt"]),
+            coords={dim: np.asarray(values) for dim, values in content["coords"].items()},
+            period=dict(content["period"]),
+            units=dict(content["units"]),
+            long_names=dict(content["long_names"]),
+            time_units=content["time_units"],
+        )
+
+    @classmethod
+    def from_dataset(
+        cls, dataset: xr.Dataset, variables: Sequence[str] | None = None
+    ) -> "Layout":
+        """Reads the layout off a dataset, as `to_dataset` writes it.
+
+        The spatial dimensions are those of the variables other than `member` and `time`; a
+        dimension is periodic if its coordinate has an attribute `period`.
+
+        Raises:
+            ValueError: If `time` is missing or not uniform, or the variables' dimensions differ.
+        """
+
+        names = list(variables) if variables else [str(name) for name in dataset.data_vars]
+        if missing := [name for name in names if name not in dataset]:
+            raise ValueError(f"variables {missing} are not among {sorted(map(str, dataset.data_vars))}")
+        if not names:
+            raise ValueError("the dataset has no variables")
+        if "time" not in dataset.coords or dataset.sizes.get("time", 0) < 2:
+            raise ValueError("the dataset needs a coordinate 'time' with at least two values")
+        dims = [str(dim) for dim in dataset[names[0]].dims if dim not in ("member", "time")]
+        for name in names:
+            if {str(d) for d in dataset[name].dims} - {"member", "time"} != set(dims):
+                raise ValueError(
+                    f"all variables must share the spatial dimensions {dims}, but {name!r} has "
+                    f"{list(dataset[name].dims)}"
+                )
+        steps = np.diff(np.asarray(dataset["time"].values, dtype=np.float64))
+        if not np.allclose(steps, steps[0], rtol=1e-3) or steps[0] <= 0:
+            raise ValueError(
+                f"coordinate 'time' must increase in uniform steps, got steps between "
+                f"{steps.min()} and {steps.max()}"
+            )
+
+        return cls(
+            variables=tuple(names),
+            dt=float(np.mean(steps)),
+            coords={dim: dataset[dim].values for dim in dims},
+            period={dim: float(dataset[dim].attrs["period"]) for dim in dims if "period" in dataset[dim].attrs},
+            units={n: str(dataset[n].attrs.get("units", "1")) for n in (*names, *dims)},
+            long_names={n: str(dataset[n].attrs.get("long_name", n)) for n in (*names, *dims)},
+            time_units=str(dataset["time"].attrs.get("units", "1")),
+        )
+
+
+def summary(values: np.ndarray) -> str:
+    """A short form of a coordinate for messages."""
+
+    return f"{values[0]:g} … {values[-1]:g}" if len(values) else "(none)"
