@@ -1,0 +1,411 @@
+"""Posterior ensembles on disk.
+
+A posterior is a Zarr v3 group that any xarray opens: one variable per physical variable with the
+dimensions `(member, time, *space)`, CF attributes, and the provenance of the run in its attributes.
+Members are sampled in blocks. A block is one shard, hence one file and one write per variable, and
+one member is one chunk, so that reading one member does not read its neighbours.
+
+What is finished is never lost. Shards and attributes are replaced atomically and synced; a block
+counts as finished only once the group's attributes say so, after its shards are on disk. Members
+that are not finished read as NaN, so the store can be opened at any moment, and a run that was
+killed goes on from the finished blocks.
+"""
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from dynamics.layout import Layout
+
+KIND = "sda posterior"
+
+
+def open_dataset(path: str | Path) -> xr.Dataset:
+    """Opens a dataset lazily: a Zarr store (any version) or a NetCDF file.
+
+    Times stay numbers in the units of their `units` attribute, as the layouts have them.
+
+    Raises:
+        FileNotFoundError: If there is nothing at `path`.
+        ValueError: If it is no Zarr store and no NetCDF file.
+    """
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no dataset at {str(path)!r}")
+    try:
+        if path.is_dir():
+            return xr.open_zarr(path, consolidated=False, decode_times=False, chunks={})
+        return xr.open_dataset(path, decode_times=False, chunks={})
+    except Exception as error:
+        raise ValueError(
+            f"{str(path)!r} is neither a Zarr store nor a NetCDF file: {first_line(error)}"
+        ) from error
+
+
+class PosteriorWriter:
+    """Writes the member blocks of a posterior, each while the next one is sampled.
+
+    A writer is a context manager; leaving it, also by an exception or an interrupt, waits for the
+    block that is being written.
+
+    Arguments:
+        path: The store.
+        layout: The layout of the states.
+        time: The time coordinate, with shape `(time)`.
+        members: The number of members.
+        block: The number of members per block. A resumed store keeps the blocks that it has.
+        settings: What decides the ensemble, as plain JSON types. A store is resumed only by a run
+            of the same settings.
+        attrs: Further global attributes.
+        dtype: The type of the variables.
+        overwrite: Whether a posterior that stands at `path` already is replaced.
+        resume: Whether a posterior that stands at `path` already is completed. If there is none, a
+            new one is made.
+
+    Raises:
+        FileExistsError: If something stands at `path` and neither `overwrite` nor `resume` is
+            given, or if it is not a posterior of this package.
+        ValueError: If both are given, or if the store to resume was made with other settings.
+        OSError: If the disk is full. Finished blocks stay readable.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        layout: Layout,
+        time: np.ndarray,
+        members: int,
+        block: int,
+        settings: Mapping[str, Any],
+        attrs: Mapping[str, Any] | None = None,
+        dtype: str = "float32",
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.variables = layout.variables
+        self.members = members
+        self.pending: tuple[int, Future[None]] | None = None
+        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="posterior-writer")
+
+        settings = json.loads(json.dumps(dict(settings)))
+        exists = check_target(self.path, overwrite, resume)
+        if exists and resume:
+            check_settings(self.path, read_attributes(self.path), settings)
+        else:
+            attrs = {
+                "Conventions": "CF-1.11",
+                **(attrs or {}),
+                "kind": KIND,
+                "settings": json.dumps(settings, sort_keys=True),
+                "block": int(block),
+                "finished_blocks": [],
+                "failed_members": [],
+                "failures": [],
+                "status": status(0, members),
+            }
+            try:
+                create(self.path, layout, time, members, block, attrs, dtype)
+            except OSError as error:
+                raise explain(error, self.path, "creating the store", 0, members) from error
+
+        self.attrs = read_attributes(self.path)
+        self.block = int(self.attrs["block"])
+        self.finished = set(self.attrs["finished_blocks"])
+
+    @property
+    def blocks(self) -> list[range]:
+        """The members of each block."""
+        return [
+            range(first, min(first + self.block, self.members))
+            for first in range(0, self.members, self.block)
+        ]
+
+    @property
+    def unfinished(self) -> list[int]:
+        """The indices of the blocks that are neither finished nor being written."""
+        writing = {self.pending[0]} if self.pending else set()
+        return [k for k in range(len(self.blocks)) if k not in self.finished | writing]
+
+    def put(self, k: int, trajectories: np.ndarray) -> None:
+        """Hands over a block, once the previous one is on disk.
+
+        Arguments:
+            k: The index of the block.
+            trajectories: The members in physical units, with shape `(member, time, channel, *space)`.
+
+        Raises:
+            OSError: If a block could not be written.
+        """
+
+        self.wait()
+        self.pending = (k, self.pool.submit(self.write, k, trajectories))
+
+    def fail(self, k: int, message: str) -> None:
+        """Records that the members of a block could not be sampled. They stay NaN."""
+
+        self.wait()
+        self.attrs["failed_members"] = sorted({*self.attrs["failed_members"], *self.blocks[k]})
+        self.attrs["failures"] = [*self.attrs["failures"], message]
+        self.record(k)
+
+    def wait(self) -> None:
+        """Waits until the block handed over last is on disk, and raises what went wrong with it."""
+
+        if self.pending:
+            k, future = self.pending
+            self.pending = None
+            try:
+                future.result()
+            except OSError as error:
+                block = self.blocks[k]
+                doing = f"writing members {block[0]} to {block[-1]}"
+                done = sum(len(self.blocks[k]) for k in self.finished)
+                raise explain(error, self.path, doing, done, self.members) from error
+
+    def write(self, k: int, trajectories: np.ndarray) -> None:
+        """Writes one block and records it as finished."""
+
+        import zarr
+
+        group = zarr.open_group(self.path, mode="r+", zarr_format=3)
+        block = self.blocks[k]
+        for i, name in enumerate(self.variables):
+            array = group[name]
+            array[block.start : block.stop] = trajectories[:, :, i].astype(array.dtype, copy=False)
+            # One shard holds the block: c/<block>/0/0/…
+            sync_tree(self.path / name / "c" / str(k))
+        self.record(k)
+
+    def record(self, k: int) -> None:
+        """Notes in the attributes of the store that a block is finished."""
+
+        finished = self.finished | {k}
+        self.attrs["finished_blocks"] = sorted(finished)
+        self.attrs["status"] = status(
+            sum(len(self.blocks[j]) for j in finished),
+            self.members,
+            len(self.attrs["failed_members"]),
+        )
+        write_attributes(self.path, self.attrs)
+        self.finished = finished
+
+    def close(self) -> None:
+        """Waits for the last block and ends the writer's thread."""
+
+        try:
+            self.wait()
+        finally:
+            self.pool.shutdown()
+
+    def __enter__(self) -> "PosteriorWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        # The first error is the one to report, not what it left half written.
+        try:
+            self.close()
+        except Exception as later:
+            error.add_note(f"{self.path}: {first_line(later)}")
+
+
+def check_target(path: Path, overwrite: bool, resume: bool) -> bool:
+    """Whether a posterior stands at `path` that may be overwritten or resumed.
+
+    Raises:
+        ValueError: If both `overwrite` and `resume` are given.
+        FileExistsError: If something stands there that must stay as it is.
+    """
+
+    if overwrite and resume:
+        raise ValueError("overwrite and resume exclude each other, got both")
+    if not (path.exists() or path.is_symlink()):
+        return False
+    if not is_posterior(path):
+        raise FileExistsError(
+            f"{str(path)!r} exists and is not a posterior of this package: it is left as it is, "
+            f"choose another path"
+        )
+    if not (overwrite or resume):
+        attrs = read_attributes(path)
+        raise FileExistsError(
+            f"{str(path)!r} exists ({attrs['status']}): give overwrite=true to replace it, "
+            f"resume=true to complete it, or another path"
+        )
+    return True
+
+
+def is_posterior(path: str | Path) -> bool:
+    """Whether a posterior of this package stands at `path`."""
+
+    try:
+        return read_attributes(Path(path)).get("kind") == KIND
+    except (OSError, ValueError):
+        return False
+
+
+def check_settings(path: Path, attrs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` that names what differs from the settings of a store."""
+
+    stored = json.loads(attrs["settings"])
+    different = [
+        f"{key} was {stored.get(key)!r}, now {settings.get(key)!r}"
+        for key in sorted({*stored, *settings})
+        if stored.get(key) != settings.get(key)
+    ]
+    if different:
+        raise ValueError(
+            f"{str(path)!r} was made with other settings and cannot be resumed: "
+            f"{'; '.join(different)}. Give the settings it was made with, or overwrite=true"
+        )
+
+
+def create(
+    path: Path,
+    layout: Layout,
+    time: np.ndarray,
+    members: int,
+    block: int,
+    attrs: Mapping[str, Any],
+    dtype: str,
+) -> None:
+    """Makes an empty posterior, in place of whatever stands at `path`.
+
+    It is made beside and moved into place, so that no half-made store is ever seen.
+    """
+
+    import zarr
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        group = zarr.create_group(fresh, zarr_format=3, attributes=dict(attrs))
+        template = layout.to_dataset(np.empty((0, len(time), *layout.shape)), time=time)
+        coords = {str(name): coord for name, coord in template.coords.items()}
+        for name, coord in coords.items():
+            values = np.arange(members) if name == "member" else coord.values
+            array = group.create_array(
+                name,
+                shape=values.shape,
+                dtype=values.dtype,
+                dimension_names=(name,),
+                attributes=dict(coord.attrs),
+            )
+            array[:] = values
+        space = layout.shape[1:]
+        shard = min(block, members)
+        for name in layout.variables:
+            group.create_array(
+                name,
+                shape=(members, len(time), *space),
+                chunks=(1, len(time), *space),
+                shards=(shard, len(time), *space),
+                dtype=dtype,
+                fill_value=float("nan"),
+                dimension_names=("member", "time", *layout.dims),
+                attributes=layout.attributes(name),
+            )
+        sync_tree(fresh)
+        if path.exists():
+            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+            os.rename(path, old)
+            os.rename(fresh, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(fresh, path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of a Zarr v3 group."""
+
+    content = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    return dict(content["attributes"]) if isinstance(content.get("attributes"), dict) else {}
+
+
+def write_attributes(path: Path, attrs: Mapping[str, Any]) -> None:
+    """Replaces the attributes of a Zarr v3 group, all or nothing."""
+
+    content = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+    content["attributes"] = dict(attrs)
+    # Beside the store: inside, a reader that lists the group would stumble over it.
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.json")
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path / "zarr.json")
+    finally:
+        fresh.unlink(missing_ok=True)
+    sync(path)
+
+
+def sync_tree(path: Path) -> None:
+    """Forces the files and folders under `path` to disk."""
+
+    for folder, _, names in os.walk(path):
+        for name in names:
+            sync(Path(folder) / name)
+        sync(Path(folder))
+
+
+def sync(path: Path) -> None:
+    """Forces one file or folder to disk."""
+
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        # Some systems do not open folders; there the rename alone must do.
+        if path.is_dir() and error.errno in (errno.EACCES, errno.EISDIR, errno.EPERM):
+            return
+        raise
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def status(done: int, members: int, failed: int = 0) -> str:
+    """The attribute that tells a reader whether all members are there."""
+
+    text = "complete" if done == members else f"incomplete: {done} of {members} members"
+    return f"{text}, {failed} failed" if failed else text
+
+
+def explain(error: OSError, path: Path, doing: str, done: int, members: int) -> OSError:
+    """An `OSError` of the same kind that says what was done and how to go on."""
+
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    return type(error)(
+        error.errno,
+        f"{reason} while {doing}: {done} of {members} members are finished and stay readable; "
+        f"mend that and run again with resume=true",
+        str(path),
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
