@@ -1,0 +1,407 @@
+"""The command line: one verb for each arrow from a system to a verified posterior.
+
+    sda simulate ──▶ train ──▶ observe ──▶ assimilate ──▶ verify, plot
+
+Every verb is one call of the Python interface. Bad input costs one line on standard error and exit
+code 2; an interrupt exits with 130, and what was finished stays. An assimilation of which some
+members failed exits with 3. Set SDA_DEBUG=1 to see the traceback of an error.
+"""
+
+import os
+import shlex
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Config = dict[str, Any]
+
+FAILED, BAD_INPUT, INTERRUPTED = 3, 2, 130
+
+
+def simulate(config: Config) -> int:
+    """Simulates trajectories of a dynamical system and streams them to Zarr.
+
+    sda simulate system=lorenz63 members=1024 length=1024 spinup=1024 out=truth.zarr
+    """
+
+    from .config import build_system
+
+    system = build_system(config["system"])
+    options = {
+        name: config[name] for name in ("overwrite", "resume", "progress", "dtype", "device")
+    }
+    if config["block"] is not None:
+        options["block"] = config["block"]
+    dataset = system.simulate(
+        config["members"],
+        need_length(config),
+        spinup=config["spinup"],
+        seed=config["seed"],
+        out=config["out"],
+        **options,
+    )
+    say(f"{config['out']}: {sizes(dataset)}")
+    return 0
+
+
+def need_length(config: Config) -> int:
+    """The number of states, which a simulation must be given."""
+
+    if config["length"] is None:
+        raise ValueError("length must be an integer of at least 1, got None")
+    return int(config["length"])
+
+
+def train(config: Config) -> int:
+    """Learns a prior from a dataset of trajectories.
+
+    sda train data=truth.zarr network=residual window=33 out=runs/lorenz63
+    """
+
+    from .config import run_training
+
+    out = Path(config["out"])
+    if out.exists() and not (config["overwrite"] or config["resume"]):
+        raise FileExistsError(
+            f"{str(out)!r} exists: give overwrite=true to replace it, resume=true to go on with "
+            f"its training, or another path"
+        )
+    run_training(config)
+    say(f"{out}: the prior is trained; sda assimilate prior={out} … uses it")
+    return 0
+
+
+def observe(config: Config) -> int:
+    """Observes a trajectory with noise: a twin experiment.
+
+    sda observe observing=lorenz63_lo truth=truth.zarr member=0 out=observations.zarr
+    """
+
+    from .config import build_operator
+    from .observation import observe as observe_truth
+
+    truth = trajectory(config["truth"], config["member"])
+    stop = None if config["length"] is None else config["start"] + config["length"]
+    if config["start"] >= truth.sizes["time"] or (stop or 0) > truth.sizes["time"]:
+        raise ValueError(
+            f"start={config['start']} and length={config['length']} reach beyond the "
+            f"{truth.sizes['time']} states of {config['truth']}"
+        )
+    truth = truth.isel(time=slice(config["start"], stop))
+    out = fresh(config)
+    observations = observe_truth(
+        truth,
+        build_operator(config["observing"], truth),
+        std=config["observing"]["std"],
+        seed=config["seed"],
+    )
+    observations.save(out)
+    say(f"{out}: {observations}")
+    return 0
+
+
+def assimilate(config: Config) -> int:
+    """Samples a posterior ensemble and streams it to Zarr.
+
+    sda assimilate prior=lorenz63 observations=observations.zarr members=256 out=posterior.zarr
+    """
+
+    from .assimilation import assimilate as run
+    from .config import assimilation_options, build_prior
+    from .observation import Observations
+
+    if not Path(config["observations"]).exists():
+        raise FileNotFoundError(f"no observations at {config['observations']!r}")
+    observations = Observations.load(config["observations"])
+    prior = build_prior(config["prior"])
+    posterior = run(prior, observations, **assimilation_options(config))
+    say(f"{config['out']}: {sizes(posterior)}, {posterior.attrs['status']}")
+    for message in posterior.attrs["failures"]:
+        complain(message)
+    return FAILED if len(posterior.attrs["failed_members"]) else 0
+
+
+def verify(config: Config) -> int:
+    """Scores an ensemble against the truth.
+
+    sda verify posterior=posterior.zarr truth=truth.zarr member=0 observations=observations.zarr
+    """
+
+    from .observation import Observations
+    from .verification import summary
+    from .verification import verify as score
+
+    posterior, truth, observations = experiment(config, Observations)
+    out = None if config["out"] is None else fresh(config)
+    scores = score(posterior, truth, observations)
+    say(str(summary(scores)))
+    if out is not None:
+        scores.to_netcdf(out)
+        say(f"{out}: {', '.join(map(str, scores.data_vars))}")
+    return 0
+
+
+def plot(config: Config) -> int:
+    """Draws an ensemble beside the truth and the observations.
+
+    sda plot posterior=posterior.zarr truth=truth.zarr observations=observations.zarr out=posterior.png
+    """
+
+    from .config import draw
+    from .observation import Observations
+
+    posterior, truth, observations = experiment(config, Observations)
+    out = fresh(config)
+    draw(posterior, truth, observations, out)
+    say(f"{out}: drawn")
+    return 0
+
+
+def info(config: Config) -> int:
+    """Tells what a prior, an observation file or a dataset holds.
+
+    sda info kolmogorov
+    """
+
+    from .config import inspect
+
+    say(inspect(config["path"]))
+    return 0
+
+
+def demo(config: Config) -> int:
+    """Runs a twin experiment from the truth to the plots, printing each command before it runs.
+
+    sda demo
+    sda demo experiment=lorenz63_lo members=256 out=runs/lorenz63
+    """
+
+    out = Path(config["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = config["choices"]
+    again = ["overwrite=true"] if config["overwrite"] else []
+    truth, observations, posterior = (
+        f"truth={out / 'truth.zarr'}",
+        f"observations={out / 'observations.zarr'}",
+        f"posterior={out / 'posterior.zarr'}",
+    )
+    system = [f"system.{key}={value}" for key, value in config["changes"]["system"].items()]
+    steps = [
+        ["simulate", f"system={chosen['system']}", *system, "members=1"]
+        + [f"length={config['length']}", f"spinup={config['spinup']}"]
+        + [f"seed={config['seed']}", f"out={out / 'truth.zarr'}"],
+        ["observe", f"observing={chosen['observing']}", truth, f"seed={config['seed'] + 1}"]
+        + [f"out={out / 'observations.zarr'}"],
+        ["assimilate", f"prior={chosen['prior']}", observations, f"members={config['members']}"]
+        + [f"seed={config['seed'] + 2}", f"time.length={config['length']}", "time.start=0"]
+        + [f"out={out / 'posterior.zarr'}"],
+        ["verify", posterior, truth, observations, f"out={out / 'scores.nc'}"],
+        *(
+            ["plot", posterior, truth, observations, f"out={out / name}"]
+            for name in config["pictures"]
+        ),
+    ]
+    code = 0
+    for i, step in enumerate(steps, start=1):
+        command = [*step, *again]
+        say(f"\n[{i}/{len(steps)}] sda {shlex.join(command)}")
+        code = max(code, run_verb(command[0], command[1:]))
+    if config["published"]:
+        say("\nPublished for this set-up: " + config["published"]["text"])
+    return code
+
+
+VERBS: dict[str, Callable[[Config], int]] = {
+    "simulate": simulate,
+    "train": train,
+    "observe": observe,
+    "assimilate": assimilate,
+    "verify": verify,
+    "plot": plot,
+    "info": info,
+    "demo": demo,
+}
+
+
+def trajectory(path: str, member: int) -> "xr.Dataset":
+    """One trajectory of a dataset.
+
+    Raises:
+        ValueError: If the dataset has no such member.
+    """
+
+    from .store import open_dataset
+
+    dataset = open_dataset(path)
+    if "time" not in dataset.dims:
+        raise ValueError(f"{path} has no dimension 'time': it is no dataset of trajectories")
+    if "member" not in dataset.dims:
+        return dataset
+    if member >= dataset.sizes["member"]:
+        raise ValueError(
+            f"member={member} is not in {path}, which has members 0 to {dataset.sizes['member'] - 1}"
+        )
+    return dataset.isel(member=member)
+
+
+def experiment(config: Config, kind: Any) -> tuple[Any, Any, Any]:
+    """The posterior, the truth over the posterior's times and the observations, where given."""
+
+    import numpy as np
+
+    from .store import open_dataset
+
+    posterior = open_dataset(config["posterior"])
+    if "member" not in posterior.dims or "time" not in posterior.dims:
+        raise ValueError(f"{config['posterior']} has no dimensions 'member' and 'time'")
+    truth = None
+    if config["truth"] is not None:
+        truth = trajectory(config["truth"], config["member"])
+        times, known = posterior["time"].values, truth["time"].values
+        nearest = np.abs(known[:, None] - times[None, :]).argmin(axis=0)
+        tolerance = 1e-3 * (np.diff(times).min() if len(times) > 1 else 1.0)
+        if not np.allclose(known[nearest], times, rtol=0, atol=tolerance):
+            raise ValueError(
+                f"{config['truth']} covers the times {known[0]:g} to {known[-1]:g}, but the "
+                f"posterior's are {times[0]:g} to {times[-1]:g}"
+            )
+        truth = truth.isel(time=nearest).assign_coords(time=posterior["time"])
+    observations = None
+    if config["observations"] is not None:
+        if not Path(config["observations"]).exists():
+            raise FileNotFoundError(f"no observations at {config['observations']!r}")
+        observations = kind.load(config["observations"])
+    return posterior, truth, observations
+
+
+def fresh(config: Config) -> Path:
+    """The output path of a verb, clear to be written.
+
+    Raises:
+        FileExistsError: If something stands there that may not be replaced.
+    """
+
+    import shutil
+
+    out = Path(config["out"])
+    if out.exists():
+        if not config["overwrite"]:
+            raise FileExistsError(
+                f"{str(out)!r} exists: give overwrite=true to replace it, or another path"
+            )
+        if out.is_dir():
+            if not (out / "zarr.json").is_file():
+                raise FileExistsError(
+                    f"{str(out)!r} is a folder that is no store: it is left as it is"
+                )
+            shutil.rmtree(out)
+        else:
+            out.unlink()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def sizes(dataset: "xr.Dataset") -> str:
+    """The variables and sizes of a dataset in one line."""
+
+    names = ", ".join(map(str, dataset.data_vars))
+    return f"{names} ({', '.join(f'{dim} {size}' for dim, size in dataset.sizes.items())})"
+
+
+def say(text: str) -> None:
+    """Prints to standard output at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def complain(text: str) -> None:
+    """Prints one line to standard error."""
+    print(f"sda: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def usage() -> str:
+    """The verbs, one line each."""
+
+    lines = [f"  {name:11}{(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    return (
+        "usage: sda VERB key=value …\n\n"
+        "Score-based data assimilation.\n\n" + "\n".join(lines) + "\n\n"
+        "`sda VERB --help` shows an example, the keys and their defaults. Exit codes: 0 done,\n"
+        "2 bad input, 3 done but some members failed, 130 interrupted."
+    )
+
+
+def manual(verb: str) -> str:
+    """What a verb does, an example, its keys and its groups."""
+
+    from .config import describe
+
+    summary, _, examples = (VERBS[verb].__doc__ or "").partition("\n")
+    example = textwrap.indent(textwrap.dedent(examples).strip(), "  ")
+    return f"{summary}\n\nExample:\n{example}\n\n{describe(verb)}"
+
+
+def run_verb(verb: str, overrides: Sequence[str]) -> int:
+    """Runs a verb. Errors are raised."""
+
+    from .config import compose
+
+    if verb == "info" and overrides and "=" not in overrides[0]:
+        from .config import quote
+
+        overrides = [f"path={quote(overrides[0])}", *overrides[1:]]
+
+    return VERBS[verb](compose(verb, overrides))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry point of the command `sda`. Returns the exit code."""
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        say(usage())
+        return 0 if given else BAD_INPUT
+    if given[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        say(version("sda-torch"))
+        return 0
+
+    verb, overrides = given[0], given[1:]
+    try:
+        if verb not in VERBS:
+            from .config import hint
+
+            raise ValueError(
+                f"unknown verb {verb!r}{hint(verb, list(VERBS))}: expected one of {', '.join(VERBS)}"
+            )
+        if {"-h", "--help"} & set(overrides):
+            say(manual(verb))
+            return 0
+        return run_verb(verb, overrides)
+    except KeyboardInterrupt as error:
+        note = "".join(getattr(error, "__notes__", []))
+        complain(f"interrupted{': ' + note if note else ''}")
+        return INTERRUPTED
+    except (ValueError, TypeError, OSError, FloatingPointError, MemoryError) as error:
+        if os.environ.get("SDA_DEBUG"):
+            raise
+        complain(explain(error))
+        return BAD_INPUT
+
+
+def explain(error: BaseException) -> str:
+    """An error in one line."""
+
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return str(error) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
