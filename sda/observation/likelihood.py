@@ -1,0 +1,177 @@
+r"""The Gaussian likelihood of observations, bound to a trajectory.
+
+    p(y | x) = N(y; H(x), R),    R = diag(std²).
+
+Guidance needs `H`, its tangent-linear model and its adjoint. All are derived from `H` itself by
+automatic differentiation, so that they cannot disagree.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Likelihood:
+    """The likelihood of observations of a trajectory.
+
+    Arguments:
+        operator: The observation operator, from `(member, *shape)` to `(member, value)`.
+        y: The observed values, with shape `(value)`.
+        std: The standard deviation of each value's error, with shape `(value)` or `()`.
+        shape: The shape `(time, channel, *space)` of a trajectory.
+        linear: Whether the operator is linear or affine.
+
+    Raises:
+        ValueError: If there are no observations, or a std is not positive.
+    """
+
+    def __init__(
+        self,
+        operator: Callable[[Tensor], Tensor],
+        y: Tensor,
+        std: Tensor | float,
+        shape: tuple[int, ...],
+        linear: bool,
+    ) -> None:
+        std = torch.as_tensor(std, dtype=y.dtype, device=y.device)
+        if y.ndim != 1 or not len(y):
+            raise ValueError(f"y must have shape (value) with at least one, got {tuple(y.shape)}")
+        if std.ndim and std.shape != y.shape:
+            raise ValueError(f"std must have the shape {tuple(y.shape)} of y, got {tuple(std.shape)}")
+        if not bool((std > 0).all() & std.isfinite().all()):
+            raise ValueError(f"std must be positive and finite, got down to {float(std.min()):g}")
+        self.operator = operator
+        self.y, self.std = y, std.expand(y.shape)
+        self.shape, self.linear = tuple(shape), linear
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __repr__(self) -> str:
+        kind = "linear" if self.linear else "non-linear"
+        return f"Likelihood({len(self)} {kind} observations of trajectories {self.shape})"
+
+    def H(self, x: Tensor) -> Tensor:  # noqa: N802
+        """Applies the observation operator.
+
+        Arguments:
+            x: Trajectories, with shape `(member, time, channel, *space)`.
+
+        Returns:
+            The values, with shape `(member, value)`.
+
+        Raises:
+            ValueError: If the trajectories have another shape.
+        """
+
+        if x.shape[1:] != self.shape:
+            raise ValueError(
+                f"the observations are bound to trajectories (member, "
+                f"{', '.join(map(str, self.shape))}), got {tuple(x.shape)}"
+            )
+
+        return self.operator(x)
+
+    def linearise(
+        self, x: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Linearises the operator at trajectories `x`.
+
+        Returns:
+            The value `H(x)`, with shape `(member, value)`; the tangent-linear model, from
+            `(member, *shape)` to `(member, value)`; and its adjoint, the other way round.
+        """
+
+        x = ordinary(x)
+        value, transpose = torch.func.vjp(self.H, x)
+
+        def jvp(dx: Tensor) -> Tensor:
+            return torch.func.jvp(self.H, (x,), (ordinary(dx),))[1]
+
+        def vjp(v: Tensor) -> Tensor:
+            return transpose(ordinary(v))[0]
+
+        return value, jvp, vjp
+
+    def adjoint(self, v: Tensor) -> Tensor:
+        """Applies the adjoint `Hᵀ` of the operator's linear part.
+
+        Arguments:
+            v: Values, with shape `(member, value)`.
+
+        Returns:
+            Trajectories, with shape `(member, time, channel, *space)`.
+
+        Raises:
+            ValueError: If the operator is not linear or the values have another shape.
+        """
+
+        if not self.linear:
+            raise ValueError("the operator is not linear and has no adjoint: use linearise(x)")
+        if v.ndim != 2 or v.shape[1] != len(self):
+            raise ValueError(f"expected values (member, {len(self)}), got {tuple(v.shape)}")
+        zeros = v.new_zeros((len(v), *self.shape))
+
+        return torch.func.vjp(self.H, ordinary(zeros))[1](ordinary(v))[0]
+
+    def columns(self, batch: int = 256) -> Tensor:
+        """The columns `Hᵀ eⱼ` of the adjoint, for linear operators and few observations.
+
+        Arguments:
+            batch: The number of columns computed at once.
+
+        Returns:
+            The columns, with shape `(value, time, channel, *space)`.
+
+        Raises:
+            ValueError: If the operator is not linear.
+        """
+
+        eye = torch.eye(len(self), dtype=self.y.dtype, device=self.y.device)
+
+        return torch.cat([self.adjoint(rows) for rows in eye.split(batch)])
+
+    def normalise(self, mean: Tensor, scale: Tensor) -> "Likelihood":
+        """The same likelihood as a function of the normalised anomaly `x̃ = (x - mean) / scale`.
+
+        The values and their errors stay in physical units: `H̃(x̃) = H(mean + scale x̃)`.
+
+        Arguments:
+            mean: The mean, with shape `(channel, *space)`.
+            scale: The scale, with shape `(channel)`.
+
+        Raises:
+            ValueError: If the mean or the scale does not fit the trajectories.
+        """
+
+        mean, scale = (each.to(dtype=self.y.dtype, device=self.y.device) for each in (mean, scale))
+        if mean.shape != self.shape[1:] or scale.shape != self.shape[1:2]:
+            raise ValueError(
+                f"mean and scale must have shapes {self.shape[1:]} and {self.shape[1:2]}, "
+                f"got {tuple(mean.shape)} and {tuple(scale.shape)}"
+            )
+        scale = scale.reshape(-1, *(1 for _ in self.shape[2:]))
+
+        def operator(x: Tensor) -> Tensor:
+            return self.H(torch.addcmul(mean.to(x.dtype), scale.to(x.dtype), x))
+
+        return Likelihood(operator, self.y, self.std, self.shape, self.linear)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log-density `log p(y | x)` of trajectories, with shape `(member)`."""
+
+        z = (self.y - self.H(x)) / self.std
+        constant = self.std.log().sum() + 0.5 * math.log(2 * math.pi) * len(self)
+
+        return -0.5 * z.square().sum(dim=-1) - constant
+
+
+def ordinary(x: Tensor) -> Tensor:
+    """A tensor that automatic differentiation accepts, also where inference mode made it."""
+
+    if not x.is_inference():
+        return x
+    with torch.inference_mode(False):
+        return x.clone()
