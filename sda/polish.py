@@ -4,9 +4,9 @@ Where the transition density is known, so is the posterior density of a trajecto
 
     log p(x_{1:L} | y) = log p(x_1) + Σ_i log p(x_{i+1} | x_i) + log p(y | x_{1:L}) + const.
 
-A few Metropolis-adjusted Hamiltonian proposals (Duane et al. 1987) take samples of a learned prior,
-which are close already, to samples of that density. The posterior of a trajectory is stiff along the
-constraints that the dynamics impose, hence momenta are drawn in the metric
+A few Metropolis-adjusted Hamiltonian proposals (Duane et al. 1987) take samples of a learned
+prior, which are close already, to samples of that density. The posterior of a trajectory is stiff
+along the constraints that the dynamics impose, hence momenta are drawn in the metric
 
     M = (mean over a few members of the Gauss-Newton precision)⁻¹,
 
@@ -204,9 +204,7 @@ class TrajectoryDensity:
     def log_prob(self, x: Tensor) -> Tensor:
         """`log p(x | y)` up to a constant: `(member, time, *state)` to `(member)`."""
 
-        return (
-            self.first.log_prob(x[:, 0]) + self.log_dynamics(x) + self.likelihood.log_prob(x)
-        )
+        return self.first.log_prob(x[:, 0]) + self.log_dynamics(x) + self.likelihood.log_prob(x)
 
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The log-density and its gradient, with shapes `(member)` and that of `x`."""
@@ -350,10 +348,8 @@ def hmc(
             gradients += 1
         energy = log_q - 0.5 * momentum.square().sum(1) - log_p + kinetic
         # A member that has left the domain of finite density accepts any way back.
-        energy = torch.where(torch.isfinite(log_p), energy, torch.where(
-            torch.isfinite(log_q), torch.full_like(energy, math.inf), -math.inf * torch.ones_like(energy)
-        ))
-        accept = uniform.log() < energy.nan_to_num(nan=-math.inf)
+        escape = ~torch.isfinite(log_p) & torch.isfinite(log_q)
+        accept = (uniform.log() < energy) | escape
         x = torch.where(accept[:, None], y, x)
         g = torch.where(accept[:, None], g_y, g)
         log_p = torch.where(accept, log_q, log_p)
@@ -446,7 +442,8 @@ def polish(
 
     density = TrajectoryDensity(system, likelihood, first)
     with torch.no_grad():
-        log_p = density.log_prob(x).nan_to_num(nan=-math.inf)
+        log_p = density.log_prob(x)
+    log_p = torch.where(log_p.isnan(), -math.inf, log_p)
     best = log_p.topk(min(3, len(x))).indices
     factor = metric_factor(density, x[best])
     chain = hmc(density, x, factor, proposals, leapfrog, step, seed, members, adapt=proposals // 2)

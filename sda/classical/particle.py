@@ -1,16 +1,17 @@
 """The bootstrap particle smoother: the exact posterior of low-dimensional systems, as an oracle.
 
-Particles are drawn from the stationary distribution, moved by the system's own transition, weighted
-by the likelihood of each observed frame and resampled (Gordon et al. 1993). A particle's ancestry is
-a draw from the smoothing distribution (Kitagawa 1996), which degenerates with the length of the
-trajectory unless there are many particles. Memory decides how many there can be, hence independent
-filters ("chunks") run one after the other: each estimates the evidence `p(y)` without bias, and
-trajectories drawn from chunks with probabilities proportional to those estimates are a particle
-approximation with as many particles as all chunks together.
+Particles are drawn from the stationary distribution, moved by the system's own transition,
+weighted by the likelihood of each observed frame and resampled (Gordon et al. 1993). A particle's
+ancestry is a draw from the smoothing distribution (Kitagawa 1996), which degenerates with the
+length of the trajectory unless there are many particles. Memory decides how many there can be,
+hence independent filters ("chunks") run one after the other: each estimates the evidence `p(y)`
+without bias, and trajectories drawn from chunks with probabilities proportional to those estimates
+are a particle approximation with as many particles as all chunks together.
 
 References:
-    Gordon, Salmond, Smith (1993), Novel approach to nonlinear/non-Gaussian Bayesian state estimation.
-    Kitagawa (1996), Monte Carlo filter and smoother for non-Gaussian nonlinear state space models.
+    Gordon, Salmond, Smith (1993), Novel approach to nonlinear/non-Gaussian Bayesian state
+    estimation. Kitagawa (1996), Monte Carlo filter and smoother for non-Gaussian nonlinear state
+    space models.
 """
 
 import math
@@ -184,7 +185,7 @@ class ParticlePosterior:
 
 @dataclass
 class _Run:
-    """One chunk: traced trajectories, and `log p(y_{1:i})` and filter moments for each frame `i`."""
+    """One chunk: traced trajectories; for each frame, `log p(y_{1:i})` and the filter moments."""
 
     trajectories: Tensor
     evidence: Tensor
@@ -298,7 +299,8 @@ class ParticleSmoother:
                 z = advance(self.system, z, generator)
             x = self.system.project(z)
             if i in frames:
-                log_w = log_w + frames[i](x).double().nan_to_num(nan=-math.inf)
+                log_p = frames[i](x).double()
+                log_w = log_w + torch.where(log_p.isnan(), -math.inf, log_p)
                 total = torch.logsumexp(log_w, 0)
                 if not torch.isfinite(total):
                     raise ValueError(
