@@ -110,7 +110,9 @@ class Layout:
             ValueError: If the shape is not that of the layout.
         """
 
-        data = np.asarray(trajectories.detach().cpu() if hasattr(trajectories, "detach") else trajectories)
+        data = np.asarray(
+            trajectories.detach().cpu() if hasattr(trajectories, "detach") else trajectories
+        )
         if data.ndim != 2 + len(self.shape) or data.shape[2:] != self.shape:
             raise ValueError(
                 f"trajectories must have shape (member, time, {', '.join(map(str, self.shape))}), "
@@ -129,7 +131,12 @@ class Layout:
                 "time": ("time", time, {"units": self.time_units, "axis": "T"}),
                 **{dim: (dim, v, self.attributes(dim)) for dim, v in self.coords.items()},
             },
-            attrs={"Conventions": "CF-1.11", **(attrs or {})},
+            # A store lists its variables in no particular order: channels keep theirs by name.
+            attrs={
+                "Conventions": "CF-1.11",
+                "variables": list(self.variables),
+                **(attrs or {}),
+            },
         )
 
     def to_array(self, dataset: xr.Dataset) -> np.ndarray:
@@ -173,7 +180,9 @@ class Layout:
                 )
         for dim, values in self.coords.items():
             given = dataset[dim].values
-            if given.shape != values.shape or not np.allclose(given, values, atol=1e-5 * np.ptp(values)):
+            if given.shape != values.shape or not np.allclose(
+                given, values, atol=1e-5 * np.ptp(values)
+            ):
                 raise ValueError(
                     f"coordinate {dim!r} must be the {len(values)} values {summary(values)}, "
                     f"got {len(given)} values {summary(given)}: regrid the data, or use a prior "
@@ -217,21 +226,25 @@ class Layout:
         )
 
     @classmethod
-    def from_dataset(
-        cls, dataset: xr.Dataset, variables: Sequence[str] | None = None
-    ) -> "Layout":
+    def from_dataset(cls, dataset: xr.Dataset, variables: Sequence[str] | None = None) -> "Layout":
         """Reads the layout off a dataset, as `to_dataset` writes it.
 
         The spatial dimensions are those of the variables other than `member` and `time`; a
-        dimension is periodic if its coordinate has an attribute `period`.
+        dimension is periodic if its coordinate has an attribute `period`. The variables are in the
+        order of the global attribute `variables`, or of the dataset where there is none.
 
         Raises:
             ValueError: If `time` is missing or not uniform, or the variables' dimensions differ.
         """
 
         names = list(variables) if variables else [str(name) for name in dataset.data_vars]
+        order = list(np.atleast_1d(dataset.attrs.get("variables", [])))
+        if not variables and sorted(order) == sorted(names):
+            names = [str(name) for name in order]
         if missing := [name for name in names if name not in dataset]:
-            raise ValueError(f"variables {missing} are not among {sorted(map(str, dataset.data_vars))}")
+            raise ValueError(
+                f"variables {missing} are not among {sorted(map(str, dataset.data_vars))}"
+            )
         if not names:
             raise ValueError("the dataset has no variables")
         if "time" not in dataset.coords or dataset.sizes.get("time", 0) < 2:
@@ -254,7 +267,11 @@ class Layout:
             variables=tuple(names),
             dt=float(np.mean(steps)),
             coords={dim: dataset[dim].values for dim in dims},
-            period={dim: float(dataset[dim].attrs["period"]) for dim in dims if "period" in dataset[dim].attrs},
+            period={
+                dim: float(dataset[dim].attrs["period"])
+                for dim in dims
+                if "period" in dataset[dim].attrs
+            },
             units={n: str(dataset[n].attrs.get("units", "1")) for n in (*names, *dims)},
             long_names={n: str(dataset[n].attrs.get("long_name", n)) for n in (*names, *dims)},
             time_units=str(dataset["time"].attrs.get("units", "1")),

@@ -1,0 +1,599 @@
+"""Simulates ensembles of trajectories, in memory or streamed to Zarr.
+
+Members are simulated in blocks, and each block of members is written in blocks of time: memory is
+bounded by one block, whatever the number of members. Noise is drawn per member in pieces of a length
+that depends on the layout alone, so the result is the same for every blocking. After each write the
+model state is saved beside the store, in `<out>.partial/`, from where an interrupted run goes on.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import xarray as xr
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .layout import Layout
+from .random import normal
+from .system import System
+
+CHUNK_VALUES = 2**18  # 1 MiB of float32: one read of a training window
+BLOCK_BYTES = 2**24
+NOISE_STREAM = 1  # initial states draw from stream 0
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+MARK = "simulation"
+
+
+def simulate(
+    system: System,
+    members: int,
+    length: int,
+    spinup: int = 0,
+    seed: int = 0,
+    out: str | Path | None = None,
+    *,
+    stride: int = 1,
+    member_block: int | None = None,
+    time_block: int | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Simulates an ensemble of trajectories.
+
+    Member `m` starts from `system.initial` with its own generator; the first state is stored after
+    `spinup` steps, and then every `stride`-th. With `out` the trajectories are streamed to a Zarr
+    store (format 3), which can be opened at any time: states not yet written are NaN, and the
+    attribute `simulation` says `"complete"` at the end. A chunk holds whole fields of up to
+    `time_block` states of one member (of several, where fields are small); a shard, which is one
+    file, holds one block.
+
+    Arguments:
+        system: The system.
+        members: The number of trajectories.
+        length: The number of states of each trajectory.
+        spinup: The number of steps of `dt` before the first state.
+        seed: The seed. Member `m` of seed `s` is always the same trajectory.
+        out: The path of the store, or `None` to keep the trajectories in memory.
+        stride: The number of steps of `dt` between two states.
+        member_block: The number of members to advance at once (default: such that a block takes at
+            most 16 MiB). It changes nothing else, nor does `time_block`.
+        time_block: The number of states between two writes (default: up to 1024, 1 MiB a chunk).
+        dtype: The precision, `float32` or `float64`.
+        device: The device to simulate on.
+        overwrite: Whether to replace an existing store.
+        resume: Whether to go on with an existing store; a finished one is returned as it is.
+        progress: Whether to show a progress bar on stderr (default: on a terminal).
+
+    Returns:
+        The dataset, with dimensions `(member, time, *space)`; lazy (dask) if `out` is given.
+
+    Raises:
+        ValueError: If an argument is out of range, or a run is resumed with other arguments.
+        FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given.
+        FloatingPointError: If a member diverges. What was written before stays.
+    """
+
+    run = Run.plan(system, members, length, spinup, seed, stride, member_block, time_block, dtype)
+    if out is None:
+        if overwrite or resume:
+            raise ValueError("overwrite and resume need a store: give its path as out")
+        memory = Memory(run)
+        march(system, run, memory, torch.device(device), progress)
+        return memory.dataset()
+
+    store = Store(Path(out), run)
+    if overwrite and resume:
+        raise ValueError("overwrite and resume exclude each other, got both")
+    if store.open(overwrite, resume, fixed_blocks=(member_block, time_block)):
+        march(system, store.run, store, torch.device(device), progress)
+        store.finish()
+
+    return xr.open_zarr(store.path, consolidated=False)[list(store.run.layout.variables)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The arguments that a simulation's result and files depend on."""
+
+    system: str
+    config: Mapping[str, Any]
+    layout: Layout
+    members: int
+    length: int
+    spinup: int
+    seed: int
+    stride: int
+    dtype: str
+    member_block: int
+    time_block: int
+
+    @classmethod
+    def plan(
+        cls,
+        system: System,
+        members: int,
+        length: int,
+        spinup: int,
+        seed: int,
+        stride: int,
+        member_block: int | None,
+        time_block: int | None,
+        dtype: torch.dtype | str,
+    ) -> "Run":
+        """Checks the arguments and chooses the sizes of blocks."""
+
+        least = {"members": 1, "length": 1, "spinup": 0, "seed": 0, "stride": 1}
+        given = {
+            "members": members,
+            "length": length,
+            "spinup": spinup,
+            "seed": seed,
+            "stride": stride,
+            "member_block": 1 if member_block is None else member_block,
+            "time_block": 1 if time_block is None else time_block,
+        }
+        for name, value in given.items():
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+            if value < least.get(name, 1):
+                raise ValueError(f"{name} must be at least {least.get(name, 1)}, got {value}")
+        name = str(dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {dtype}")
+
+        shape = system.layout.shape
+        if time_block is None:
+            time_block = min(1024, max(1, CHUNK_VALUES // int(np.prod(shape[1:]))))
+        time_block = min(time_block, length)
+        if member_block is None:
+            value_bytes = torch.finfo(DTYPES[name]).bits // 8
+            fitting = max(1, BLOCK_BYTES // (time_block * int(np.prod(shape)) * value_bytes))
+            # A power of two, so that chunks of several members divide it.
+            member_block = members if members <= fitting else 2 ** (fitting.bit_length() - 1)
+
+        return cls(
+            system=type(system).__name__,
+            config=system.config(),
+            layout=replace(system.layout, dt=system.layout.dt * stride),
+            members=int(members),
+            length=int(length),
+            spinup=int(spinup),
+            seed=int(seed),
+            stride=int(stride),
+            dtype=name,
+            member_block=int(min(member_block, members)),
+            time_block=int(time_block),
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """What a run must share with a store to go on with it, as plain JSON types."""
+
+        return {
+            "system": self.system,
+            "config": json.loads(json.dumps(self.config)),
+            "variables": list(self.layout.variables),
+            "grid": list(self.layout.shape[1:]),
+            "members": self.members,
+            "length": self.length,
+            "spinup": self.spinup,
+            "seed": self.seed,
+            "stride": self.stride,
+            "dtype": self.dtype,
+            "member_block": self.member_block,
+            "time_block": self.time_block,
+        }
+
+    def attrs(self) -> dict[str, Any]:
+        """The provenance, as global attributes of the dataset."""
+
+        return {
+            "title": f"Trajectories of {self.system}",
+            "system": self.system,
+            "config": json.dumps(self.config),
+            "seed": self.seed,
+            "spinup": self.spinup,
+            "stride": self.stride,
+            "versions": json.dumps(versions()),
+        }
+
+
+@dataclass
+class Position:
+    """Where a run stands: `steps` of `dt` done and `frames` stored by the current member block."""
+
+    first_member: int = 0
+    steps: int = 0
+    frames: int = 0
+
+
+class Sink(Protocol):
+    """Where trajectories go."""
+
+    def write(self, first_member: int, first_frame: int, states: np.ndarray) -> None: ...
+
+    def save(self, position: Position, model: Tensor | None) -> None: ...
+
+    def restart(self, device: torch.device) -> tuple[Position, Tensor | None]: ...
+
+
+def march(
+    system: System, run: Run, sink: Sink, device: torch.device, progress: bool | None
+) -> None:
+    """Advances all members, block by block, from where the sink says."""
+
+    from tqdm import tqdm
+
+    position, z = sink.restart(device)
+    total = run.spinup + (run.length - 1) * run.stride
+    done = position.first_member * total
+    width = min(run.member_block, run.members - position.first_member)
+    bar = tqdm(
+        total=run.members * total,
+        initial=done + max(width, 0) * position.steps,
+        desc=f"simulate {run.system}",
+        unit="step",
+        unit_scale=True,
+        disable=None if progress is None else not progress,
+    )
+    with bar, torch.no_grad():
+        while position.first_member < run.members:
+            first = position.first_member
+            members = range(first, min(first + run.member_block, run.members))
+            if z is None:
+                z = system.initial_model(members, run.seed, DTYPES[run.dtype], device)
+            block = Block(system, run, members, z, position.steps, device, bar)
+            while position.frames < run.length:
+                if block.steps < run.spinup:
+                    block.advance(min(run.spinup, block.steps + run.time_block * run.stride))
+                else:
+                    stop = min(run.length, position.frames + run.time_block)
+                    block.record(range(position.frames, stop), sink)
+                    position.frames = stop
+                position.steps = block.steps
+                if position.frames < run.length:
+                    sink.save(position, block.z)
+            z, position = None, Position(first_member=members.stop)
+            sink.save(position, None)
+
+
+class Block:
+    """The members that are advanced at once."""
+
+    def __init__(
+        self,
+        system: System,
+        run: Run,
+        members: range,
+        z: Tensor,
+        steps: int,
+        device: torch.device,
+        bar: Any,
+    ) -> None:
+        self.system, self.run, self.members = system, run, members
+        self.z, self.steps, self.device, self.bar = z, steps, device, bar
+        self.noise_length = max(1, min(1024, 2**14 // int(np.prod(run.layout.shape))))
+        self.noise_piece: int | None = None
+        self.noise = torch.empty(0)
+
+    def advance(self, target: int) -> None:
+        """Advances the model state to step `target`.
+
+        Raises:
+            FloatingPointError: If a member is not finite there, with its index and the step.
+        """
+
+        self._advance(target)
+        self._check(torch.isfinite(self.z).flatten(1).all(dim=1).cpu().numpy(), self.steps)
+
+    def record(self, frames: range, sink: Sink) -> None:
+        """Advances through `frames` and writes them.
+
+        Raises:
+            FloatingPointError: As `advance`; the states before the first bad one are written.
+        """
+
+        run = self.run
+        states = np.empty(
+            (len(self.members), len(frames), *run.layout.shape), dtype=np.dtype(run.dtype)
+        )
+        count = 0
+        failure: FloatingPointError | None = None
+        for frame in frames:
+            try:
+                self._advance(run.spinup + frame * run.stride)
+            except FloatingPointError as error:
+                failure = error
+                break
+            states[:, count] = self.system.project(self.z).cpu().numpy()
+            count += 1
+
+        finite = np.isfinite(states[:, :count].reshape(len(self.members), count, -1)).all(axis=2)
+        good = count if finite.all() else int(finite.all(axis=0).argmin())
+        if good:
+            sink.write(self.members.start, frames.start, states[:, :good])
+        if good < count:
+            step = run.spinup + (frames.start + good) * run.stride
+            self._check(finite[:, good], step)
+        if failure:
+            raise failure
+
+    def _advance(self, target: int) -> None:
+        while self.steps < target:
+            try:
+                self.z = self.system.advance(self.z, self._noise(self.steps))
+            except FloatingPointError as error:
+                finite = torch.isfinite(self.z).flatten(1).all(dim=1).cpu().numpy()
+                self._check(finite, self.steps)
+                raise FloatingPointError(
+                    f"members {self.members.start} to {self.members.stop - 1}, step {self.steps}: "
+                    f"{error}"
+                ) from error
+            self.steps += 1
+            self.bar.update(len(self.members))
+
+    def _noise(self, step: int) -> Tensor | None:
+        if not self.system.stochastic:
+            return None
+        piece, offset = divmod(step, self.noise_length)
+        if piece != self.noise_piece:
+            noise = normal(
+                self.run.seed,
+                self.members,
+                (self.noise_length, *self.run.layout.shape),
+                NOISE_STREAM,
+                piece,
+                dtype=DTYPES[self.run.dtype],
+            )
+            self.noise = noise.transpose(0, 1).contiguous().to(self.device)
+            self.noise_piece = piece
+
+        return self.noise[offset]
+
+    def _check(self, finite: np.ndarray, step: int) -> None:
+        if not finite.all():
+            member = self.members[int(np.argmin(finite))]
+            dt = self.system.layout.dt
+            raise FloatingPointError(
+                f"member {member} is not finite at step {step} (time {step * dt:g} from its start, "
+                f"spin-up included): {self.run.system} has diverged, try a smaller step"
+            )
+
+
+class Memory:
+    """A sink that keeps all trajectories in memory."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        shape = (run.members, run.length, *run.layout.shape)
+        self.states = np.empty(shape, dtype=np.dtype(run.dtype))
+
+    def write(self, first_member: int, first_frame: int, states: np.ndarray) -> None:
+        n, length = states.shape[:2]
+        self.states[first_member : first_member + n, first_frame : first_frame + length] = states
+
+    def save(self, position: Position, model: Tensor | None) -> None:
+        pass
+
+    def restart(self, device: torch.device) -> tuple[Position, Tensor | None]:
+        return Position(), None
+
+    def dataset(self) -> xr.Dataset:
+        """The trajectories with their coordinates and provenance."""
+
+        attrs = {**self.run.attrs(), MARK: "complete"}
+
+        return self.run.layout.to_dataset(self.states, attrs=attrs)
+
+
+class Store:
+    """A sink that streams to Zarr and keeps the restart state in a folder beside the store."""
+
+    def __init__(self, path: Path, run: Run) -> None:
+        self.path, self.run = path, run
+        self.partial = Path(f"{path}.partial")
+        self.arrays: dict[str, Any] = {}
+
+    def open(
+        self, overwrite: bool, resume: bool, fixed_blocks: tuple[int | None, int | None]
+    ) -> bool:
+        """Creates the store, or opens it to go on. Returns whether anything is left to do."""
+
+        import zarr
+
+        if self.path.exists() and not (overwrite or resume):
+            raise FileExistsError(
+                f"{self.path} exists already: pass overwrite=True to replace it, or resume=True "
+                f"to go on with it"
+            )
+        if self.path.exists() and not (self.path / "zarr.json").exists():
+            raise ValueError(
+                f"{self.path} is not a Zarr store (format 3) and is left alone: choose another path"
+            )
+        if resume and self.path.exists():
+            root = zarr.open_group(self.path, mode="r+")
+            if root.attrs.get(MARK) not in ("complete", "incomplete"):
+                raise ValueError(
+                    f"{self.path} was not written by simulate and cannot be resumed: choose "
+                    f"another path, or pass overwrite=True to replace it"
+                )
+            complete = root.attrs[MARK] == "complete"
+            self._match(stored_arguments(root), fixed_blocks, complete)
+            if complete:
+                shutil.rmtree(self.partial, ignore_errors=True)
+                return False
+            if not self.partial.exists():
+                raise ValueError(
+                    f"{self.path} cannot be resumed, since its restart state {self.partial} is "
+                    f"missing: pass overwrite=True to start again"
+                )
+            self.arrays = {name: root[name] for name in self.run.layout.variables}
+            return True
+
+        shutil.rmtree(self.path, ignore_errors=True)
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self._create()
+
+        return True
+
+    def _create(self) -> None:
+        """Builds the empty store aside and moves it into place, so that it is whole or absent."""
+
+        import zarr
+
+        run, layout = self.run, self.run.layout
+        self.partial.mkdir(parents=True)
+        draft = self.partial / "store"
+        template = layout.to_dataset(np.zeros((1, run.length, *layout.shape), dtype=np.float32))
+        attrs = {
+            **template.attrs,
+            **run.attrs(),
+            MARK: "incomplete",
+        }
+        root = zarr.open_group(draft, mode="w", zarr_format=3, attributes=attrs)
+        for name, coord in template.coords.items():
+            values = np.arange(run.members) if name == "member" else coord.values
+            root.create_array(
+                name, data=values, dimension_names=[name], attributes=dict(coord.attrs)
+            )
+        space = layout.shape[1:]
+        fitting = max(1, CHUNK_VALUES // (run.time_block * int(np.prod(space))))
+        divisors = (n for n in range(1, run.member_block + 1) if run.member_block % n == 0)
+        width = max(n for n in divisors if n <= fitting)
+        for name in layout.variables:
+            root.create_array(
+                name,
+                shape=(run.members, run.length, *space),
+                chunks=(width, run.time_block, *space),
+                shards=(run.member_block, run.time_block, *space),
+                dtype=run.dtype,
+                fill_value=float("nan"),
+                dimension_names=["member", "time", *layout.dims],
+                attributes=layout.attributes(name),
+            )
+        draft.rename(self.path)
+        root = zarr.open_group(self.path, mode="r+")
+        self.arrays = {name: root[name] for name in layout.variables}
+
+    def _match(
+        self, stored: dict[str, Any], fixed_blocks: tuple[int | None, int | None], complete: bool
+    ) -> None:
+        """Checks that the store is of the same run, and takes over its blocks where not given."""
+
+        given = self.run.arguments()
+        for name, fixed in zip(("member_block", "time_block"), fixed_blocks, strict=True):
+            if fixed is None or complete:
+                given[name] = stored[name]
+        for name, value in given.items():
+            if stored[name] != value:
+                old, new = differing(stored[name], value)
+                raise ValueError(
+                    f"{self.path} was simulated with another {name}: {old}, now {new} is asked "
+                    f"for: resume with the same arguments, or pass overwrite=True to start again"
+                )
+        self.run = replace(
+            self.run, member_block=given["member_block"], time_block=given["time_block"]
+        )
+
+    def write(self, first_member: int, first_frame: int, states: np.ndarray) -> None:
+        n, length = states.shape[:2]
+        for i, name in enumerate(self.run.layout.variables):
+            self.arrays[name][
+                first_member : first_member + n, first_frame : first_frame + length
+            ] = states[:, :, i]
+
+    def save(self, position: Position, model: Tensor | None) -> None:
+        """Replaces the restart state in one rename: it is the old or the new, never half of one."""
+
+        # The format has no complex128: complex model states are stored as pairs.
+        pairs = model is not None and model.is_complex()
+        tensors = {}
+        if model is not None:
+            tensors["model"] = (torch.view_as_real(model) if pairs else model).contiguous()
+        file, draft = self.partial / "state.safetensors", self.partial / "state.draft"
+        save_file(
+            tensors, draft, metadata={"position": json.dumps(vars(position)), "pairs": str(pairs)}
+        )
+        with open(draft, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(draft, file)
+
+    def restart(self, device: torch.device) -> tuple[Position, Tensor | None]:
+        file = self.partial / "state.safetensors"
+        if not file.exists():
+            return Position(), None
+        with safe_open(file, "pt") as content:
+            metadata = content.metadata()
+            position = Position(**json.loads(metadata["position"]))
+            if "model" not in content.keys():  # noqa: SIM118 (not a mapping)
+                return position, None
+            model = content.get_tensor("model").to(device)
+
+        return position, torch.view_as_complex(model) if metadata["pairs"] == "True" else model
+
+    def finish(self) -> None:
+        """Marks the store as complete and drops the restart state."""
+
+        import zarr
+
+        zarr.open_group(self.path, mode="r+").attrs[MARK] = "complete"
+        shutil.rmtree(self.partial)
+
+
+def stored_arguments(root: Any) -> dict[str, Any]:
+    """Reads `Run.arguments` off a store."""
+
+    attrs = dict(root.attrs)
+    variables = list(attrs["variables"])
+    array = root[variables[0]]
+
+    return {
+        "system": attrs["system"],
+        "config": json.loads(attrs["config"]),
+        "variables": variables,
+        "grid": list(array.shape[2:]),
+        "members": array.shape[0],
+        "length": array.shape[1],
+        "spinup": attrs["spinup"],
+        "seed": attrs["seed"],
+        "stride": attrs["stride"],
+        "dtype": str(array.dtype),
+        "member_block": array.shards[0],
+        "time_block": array.shards[1],
+    }
+
+
+def differing(old: Any, new: Any) -> tuple[Any, Any]:
+    """Narrows two nested arguments down to the first entry that differs."""
+
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            if old.get(key) != new.get(key):
+                inner = differing(old.get(key), new.get(key))
+                return f"{key}={inner[0]}", f"{key}={inner[1]}"
+
+    return old, new
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that shape a simulation."""
+
+    found = {}
+    for name in ("sda-torch", "torch", "numpy", "zarr", "xarray"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+
+    return found
