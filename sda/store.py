@@ -45,12 +45,28 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         raise FileNotFoundError(f"no dataset at {str(path)!r}")
     try:
         if path.is_dir():
-            return xr.open_zarr(path, consolidated=False, decode_times=False, chunks={})
+            return ordered(
+                xr.open_zarr(path, consolidated=False, decode_times=False, chunks={})
+            )
         return xr.open_dataset(path, decode_times=False, chunks={})
     except Exception as error:
         raise ValueError(
             f"{str(path)!r} is neither a Zarr store nor a NetCDF file: {first_line(error)}"
         ) from error
+
+
+def ordered(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with its variables in the order of its attribute `variables`, if it has one.
+
+    A Zarr group lists its variables as the file system does, in any order. Without the attribute
+    they are sorted by name, so that the order is the same everywhere.
+    """
+
+    names = sorted(map(str, dataset.data_vars))
+    given = dataset.attrs.get("variables")
+    if given is not None and sorted(np.atleast_1d(given).tolist()) == names:
+        names = [str(name) for name in np.atleast_1d(given)]
+    return dataset[names]
 
 
 class PosteriorWriter:
@@ -88,7 +104,7 @@ class PosteriorWriter:
         members: int,
         block: int,
         settings: Mapping[str, Any],
-        attrs: Mapping[str, Any] | None = None,
+        attrs: Mapping[str, Any],
         dtype: str = "float32",
         overwrite: bool = False,
         resume: bool = False,
@@ -104,19 +120,9 @@ class PosteriorWriter:
         if exists and resume:
             check_settings(self.path, read_attributes(self.path), settings)
         else:
-            attrs = {
-                "Conventions": "CF-1.11",
-                **(attrs or {}),
-                "kind": KIND,
-                "settings": json.dumps(settings, sort_keys=True),
-                "block": int(block),
-                "finished_blocks": [],
-                "failed_members": [],
-                "failures": [],
-                "status": status(0, members),
-            }
+            first = initial_attributes(layout, settings, attrs, members, block)
             try:
-                create(self.path, layout, time, members, block, attrs, dtype)
+                create(self.path, layout, time, members, block, first, dtype)
             except OSError as error:
                 raise explain(error, self.path, "creating the store", 0, members) from error
 
@@ -127,10 +133,7 @@ class PosteriorWriter:
     @property
     def blocks(self) -> list[range]:
         """The members of each block."""
-        return [
-            range(first, min(first + self.block, self.members))
-            for first in range(0, self.members, self.block)
-        ]
+        return split(self.members, self.block)
 
     @property
     def unfinished(self) -> list[int]:
@@ -171,7 +174,7 @@ class PosteriorWriter:
             except OSError as error:
                 block = self.blocks[k]
                 doing = f"writing members {block[0]} to {block[-1]}"
-                done = sum(len(self.blocks[k]) for k in self.finished)
+                done = sum(len(self.blocks[j]) for j in self.finished)
                 raise explain(error, self.path, doing, done, self.members) from error
 
     def write(self, k: int, trajectories: np.ndarray) -> None:
@@ -183,9 +186,12 @@ class PosteriorWriter:
         block = self.blocks[k]
         for i, name in enumerate(self.variables):
             array = group[name]
+            # One shard holds the block: c/<block>/0/0/… What an earlier run left of it, perhaps
+            # half, must not be read while it is replaced.
+            shard = self.path / name / "c" / str(k)
+            shutil.rmtree(shard, ignore_errors=True)
             array[block.start : block.stop] = trajectories[:, :, i].astype(array.dtype, copy=False)
-            # One shard holds the block: c/<block>/0/0/…
-            sync_tree(self.path / name / "c" / str(k))
+            sync_tree(shard)
         self.record(k)
 
     def record(self, k: int) -> None:
@@ -200,6 +206,10 @@ class PosteriorWriter:
         )
         write_attributes(self.path, self.attrs)
         self.finished = finished
+
+    def dataset(self) -> xr.Dataset:
+        """The posterior, lazily."""
+        return open_dataset(self.path)
 
     def close(self) -> None:
         """Waits for the last block and ends the writer's thread."""
@@ -226,6 +236,88 @@ class PosteriorWriter:
             self.close()
         except Exception as later:
             error.add_note(f"{self.path}: {first_line(later)}")
+
+
+class PosteriorMemory:
+    """Collects the member blocks of a posterior in memory, with the interface of a writer.
+
+    Arguments:
+        layout: The layout of the states.
+        time: The time coordinate, with shape `(time)`.
+        members: The number of members.
+        block: The number of members per block.
+        settings: What decides the ensemble, as plain JSON types.
+        attrs: Further global attributes.
+        dtype: The type of the variables.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        time: np.ndarray,
+        members: int,
+        block: int,
+        settings: Mapping[str, Any],
+        attrs: Mapping[str, Any],
+        dtype: str = "float32",
+    ) -> None:
+        self.layout, self.time = layout, time
+        self.blocks = split(members, block)
+        self.unfinished = list(range(len(self.blocks)))
+        self.attrs = initial_attributes(layout, settings, attrs, members, block)
+        self.values = np.full((members, len(time), *layout.shape), np.nan, dtype=dtype)
+
+    def put(self, k: int, trajectories: np.ndarray) -> None:
+        """Keeps a block `(member, time, channel, *space)`."""
+        self.values[self.blocks[k].start : self.blocks[k].stop] = trajectories
+
+    def fail(self, k: int, message: str) -> None:
+        """Records that the members of a block could not be sampled. They stay NaN."""
+
+        self.attrs["failed_members"] = [*self.attrs["failed_members"], *self.blocks[k]]
+        self.attrs["failures"] = [*self.attrs["failures"], message]
+
+    def dataset(self) -> xr.Dataset:
+        """The posterior."""
+
+        members = len(self.values)
+        self.attrs["finished_blocks"] = list(range(len(self.blocks)))
+        self.attrs["status"] = status(members, members, len(self.attrs["failed_members"]))
+        return self.layout.to_dataset(self.values, time=self.time, attrs=self.attrs)
+
+    def __enter__(self) -> "PosteriorMemory":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def split(members: int, block: int) -> list[range]:
+    """The members of each block."""
+    return [range(first, min(first + block, members)) for first in range(0, members, block)]
+
+
+def initial_attributes(
+    layout: Layout,
+    settings: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+    members: int,
+    block: int,
+) -> dict[str, Any]:
+    """The attributes of a posterior of which nothing is finished."""
+
+    return {
+        "Conventions": "CF-1.11",
+        **attrs,
+        "kind": KIND,
+        "variables": list(layout.variables),
+        "settings": json.dumps(settings, sort_keys=True),
+        "block": int(block),
+        "finished_blocks": [],
+        "failed_members": [],
+        "failures": [],
+        "status": status(0, members),
+    }
 
 
 def check_target(path: Path, overwrite: bool, resume: bool) -> bool:

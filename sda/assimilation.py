@@ -1,0 +1,444 @@
+"""Assimilation: from a prior and observations to a posterior ensemble.
+
+The task "smooth" draws members from the posterior `p(x_{1:L} | y)` of a whole trajectory given all
+observations. Members are sampled in blocks that fit a memory budget, and each block is written
+while the next one is sampled, so that memory does not depend on the number of members.
+
+An ensemble depends on its settings and its seed, and on nothing else. The noise of a member comes
+from `(seed, member)`; what the members share (the pilots of flow-dependent guidance) is computed
+once and before all blocks. The same ensemble results from any block size, and from a run that was
+interrupted and resumed.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from .store import PosteriorMemory, PosteriorWriter, check_target, first_line
+
+if TYPE_CHECKING:
+    from .observation import Observations
+    from .prior import Prior
+    from .langevin import Langevin
+
+TASKS = ("smooth",)
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+# The states that a member's sampling holds at once: the multistep history, the guidance's and the
+# Langevin step's intermediate fields, complex ones counted twice. Measured as peak memory.
+COPIES = 40
+# More members per block make nothing faster, and a block is what an interrupt costs.
+LARGEST_BLOCK = 256
+
+
+def assimilate(
+    prior: "Prior",
+    observations: "Observations",
+    members: int = 64,
+    seed: int = 0,
+    out: str | Path | None = None,
+    task: str = "smooth",
+    *,
+    time: Any = None,
+    guidance: str | Mapping[str, Any] | None = None,
+    langevin: "Langevin | str | None" = "default",
+    sampler: str = "xeab",
+    steps: int = 24,
+    s_max: float | None = None,
+    s_min: float | None = None,
+    memory: int | str = "2GiB",
+    block: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = False,
+) -> xr.Dataset:
+    r"""Samples an ensemble from the posterior of a trajectory given observations.
+
+    $$ x^{(m)} \sim p(x_{1:L} \mid y), \qquad y = H(x_{1:L}) + \varepsilon, \; \varepsilon \sim N(0, R) $$
+
+    Arguments:
+        prior: The prior over trajectories.
+        observations: The observations.
+        members: The number of members.
+        seed: The seed. Member `m` of seed `s` is the same draw whatever the other members.
+        out: A Zarr store that the members are streamed to (default: they are kept in memory).
+        task: What to sample, "smooth".
+        time: The time coordinate of the trajectory, in steps of the prior's `dt` (default: the
+            observations' span on the prior's `dt`, at least one window of the prior).
+        guidance: The method, a name of `sda.guidance.METHODS` or a mapping with its `name` and
+            options (default: `flow_dependent` with 2 pilots for systems without space, `static`
+            for fields).
+        langevin: Langevin steps, see `sda.langevin.Langevin`: an instance, "vectors", "fields" or
+            None (default: those that suit the kind of system).
+        sampler: The sampler, see `sda.sampling.sample`.
+        steps: The number of noise levels.
+        s_max: The largest noise level, in units of the variables' standard deviations (default:
+            the sampler's).
+        s_min: The smallest (default: the sampler's).
+        memory: The memory that the sampled states may take, in bytes or as "512MiB", "2GiB".
+            Decides the members per block.
+        block: The members per block, in place of `memory`.
+        device: The device to sample on.
+        dtype: The precision to sample and store in, float32 or float64.
+        overwrite: Whether a posterior at `out` is replaced.
+        resume: Whether a posterior at `out` that was interrupted is completed.
+        progress: Whether a progress bar is shown.
+
+    Returns:
+        The posterior, with dimensions `(member, time, *space)` and one variable per variable of
+        the prior, in physical units; lazy where it was streamed. The attribute `failed_members`
+        lists the members whose sampling diverged: they are NaN, and a warning names them.
+
+    Raises:
+        ValueError: If an argument is out of range, the observations do not fit the prior or the
+            time coordinate, or the store to resume was made with other settings.
+        FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given.
+        FloatingPointError: If no member at all could be sampled.
+        OSError: If the disk is full; finished blocks stay readable.
+    """
+
+    from .guidance import METHODS, guide
+    from .sampling import prepare, sample
+
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
+    if not isinstance(members, int) or members < 1:
+        raise ValueError(f"members must be an integer of at least 1, got {members!r}")
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
+    dtype = precision(dtype)
+    device = compute_device(device)
+    if out is not None:
+        # Before any work: a run must not end at a store that it may not write.
+        check_target(Path(out), overwrite, resume)
+    elif overwrite or resume:
+        raise ValueError("overwrite and resume need an output store, got out=None")
+
+    layout = prior.layout
+    time = trajectory_times(prior, observations, time)
+    shape = (len(time), *layout.shape)
+    method, options = guidance_method(guidance, fields=bool(layout.dims))
+    if method not in METHODS:
+        raise ValueError(f"unknown guidance {method!r}: expected one of {', '.join(METHODS)}")
+    langevin = langevin_steps(langevin, fields=bool(layout.dims))
+    levels = {"s_max": s_max, "s_min": s_min}
+    levels = {name: value for name, value in levels.items() if value is not None}
+    schedule = {"sampler": sampler, "steps": steps, **levels}
+
+    climatology = prior.climatology.to(device)
+    likelihood = observations.likelihood(layout, time, dtype=dtype, device=device)
+    likelihood = likelihood.normalise(climatology.mean, climatology.scale)
+    settings = {
+        "task": task,
+        "prior": fingerprint(prior),
+        "observations": fingerprint(observations),
+        "time": [float(time[0]), float(time[-1]), len(time)],
+        "members": members,
+        "seed": seed,
+        "guidance": {"name": method, **options},
+        "langevin": plain(langevin),
+        "sampler": schedule,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    if block is None:
+        block = block_size(members, shape, dtype, memory)
+    elif block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
+
+    guided = guide(
+        method,
+        prior.trajectory(len(time)).to(device=device),
+        likelihood,
+        climatology.covariance(len(time), dtype),
+        **options,
+    )
+    attrs = provenance(settings, prior)
+    sink: PosteriorWriter | PosteriorMemory
+    if out is None:
+        sink = PosteriorMemory(layout, time, members, block, settings, attrs, settings["dtype"])
+    else:
+        sink = PosteriorWriter(
+            out, layout, time, members, block, settings, attrs, settings["dtype"], overwrite, resume
+        )
+
+    options = {**schedule, "langevin": langevin, "dtype": dtype, "device": device}
+
+    with sink:
+        blocks = [(k, sink.blocks[k]) for k in sink.unfinished]
+        if blocks:
+            # Before all blocks, so that they share the pilots; without pilots no member is any good.
+            prepare(guided, shape, seed, **options)
+        with Progress(sum(len(block) for _, block in blocks), guided, progress) as bar:
+            for k, block in blocks:
+                try:
+                    x = sample(guided, shape, seed, block, progress=bar.level(block), **options)
+                except FloatingPointError as error:
+                    # What diverged is named and left out; the other blocks are as good as ever.
+                    sink.fail(k, str(error))
+                else:
+                    sink.put(k, climatology.denormalise(x).cpu().numpy())
+                bar.done(block)
+
+    posterior = sink.dataset()
+    failed = posterior.attrs["failed_members"]
+    if len(failed) == members:
+        raise FloatingPointError(f"no member could be sampled: {posterior.attrs['failures'][0]}")
+    if len(failed):
+        warnings.warn(
+            f"{len(failed)} of {members} members failed and are NaN: "
+            + "; ".join(posterior.attrs["failures"]),
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return posterior
+
+
+def trajectory_times(prior: "Prior", observations: "Observations", time: Any = None) -> np.ndarray:
+    """The time coordinate of the trajectory to sample.
+
+    Arguments:
+        prior: The prior, with its `dt` and window.
+        observations: The observations.
+        time: The times, if not the observations' span.
+
+    Raises:
+        ValueError: If the times are not in steps of the prior's `dt`, or do not cover the
+            observations.
+    """
+
+    dt = prior.layout.dt
+    observed = np.asarray(observations.times, dtype=np.float64)
+    first, last = float(observed.min()), float(observed.max())
+    if time is None:
+        length = 1 + math.ceil((last - first) / dt - 1e-3)
+        # Observations may span less than the prior's window; the states before them are free.
+        return first + dt * np.arange(max(length, prior.window))
+
+    time = np.asarray(getattr(time, "values", time), dtype=np.float64)
+    if time.ndim != 1 or not len(time) or not np.isfinite(time).all():
+        raise ValueError(f"time must be one-dimensional and finite, got shape {time.shape}")
+    if len(time) > 1 and not np.allclose(np.diff(time), dt, rtol=1e-3, atol=0):
+        raise ValueError(
+            f"time must increase in steps of the prior's dt={dt:g}, got steps of "
+            f"{np.diff(time).min():g} to {np.diff(time).max():g}"
+        )
+    if first < time[0] - 1e-3 * dt or last > time[-1] + 1e-3 * dt:
+        raise ValueError(
+            f"the observations span times {first:g} to {last:g}, but the trajectory only "
+            f"{time[0]:g} to {time[-1]:g}: give a time coordinate that covers them"
+        )
+    return time
+
+
+def guidance_method(
+    guidance: str | Mapping[str, Any] | None, fields: bool
+) -> tuple[str, dict[str, Any]]:
+    """The name and options of a guidance, by default the one that suits the kind of system."""
+
+    if guidance is None:
+        return ("static", {}) if fields else ("flow_dependent", {"pilots": 2})
+    if isinstance(guidance, str):
+        return guidance, {}
+    options = dict(guidance)
+    if "name" not in options:
+        raise ValueError(f"a guidance needs a 'name', got the keys {sorted(options)}")
+    return str(options.pop("name")), options
+
+
+def langevin_steps(langevin: "Langevin | str | None", fields: bool) -> "Langevin | None":
+    """The Langevin steps of a name, by default those that suit the kind of system.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+
+    from .langevin import Langevin
+
+    presets = {"vectors": Langevin.for_vectors, "fields": Langevin.for_fields}
+    presets["default"] = presets["fields" if fields else "vectors"]
+    if not isinstance(langevin, str):
+        return langevin
+    if langevin not in presets:
+        raise ValueError(f"unknown langevin {langevin!r}: expected one of {', '.join(presets)}")
+    return presets[langevin]()
+
+
+def block_size(members: int, shape: tuple[int, ...], dtype: torch.dtype, memory: int | str) -> int:
+    """The number of members whose sampling fits a memory budget.
+
+    The blocks are of about equal size.
+
+    Raises:
+        ValueError: If the budget cannot be read.
+    """
+
+    each = COPIES * math.prod(shape) * torch.finfo(dtype).bits // 8
+    largest = min(max(1, size_in_bytes(memory) // each), LARGEST_BLOCK)
+
+    return math.ceil(members / math.ceil(members / largest))
+
+
+def size_in_bytes(size: int | str) -> int:
+    """A size such as 1000000, "512MiB" or "2GB" in bytes.
+
+    Raises:
+        ValueError: If it cannot be read or is not positive.
+    """
+
+    units = {"": 1, "b": 1}
+    for power, letter in enumerate("kmgt", start=1):
+        units |= {letter: 1024**power, f"{letter}ib": 1024**power, f"{letter}b": 1000**power}
+    text = str(size).strip().lower()
+    number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    try:
+        value = float(number) * units[text[len(number) :].strip()]
+    except (ValueError, KeyError):
+        value = math.nan
+    if not (value >= 1 and math.isfinite(value)):
+        raise ValueError(f"memory must be a size such as 512MiB or 2GiB, got {size!r}")
+    return int(value)
+
+
+def precision(dtype: torch.dtype | str) -> torch.dtype:
+    """The precision of a name.
+
+    Raises:
+        ValueError: If it is neither float32 nor float64.
+    """
+
+    dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype must be float32 or float64, got {dtype}")
+    return dtype
+
+
+def compute_device(device: str | torch.device) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ValueError: If there is no such device on this machine.
+    """
+
+    try:
+        device = torch.device(device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} is not available: {first_line(error)}") from error
+    return device
+
+
+def provenance(settings: Mapping[str, Any], prior: "Prior") -> dict[str, Any]:
+    """What a reader of a posterior wants to know of how it was made."""
+
+    packages = ("sda-torch", "torch", "azula", "xarray", "zarr")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    sampler, guidance = settings["sampler"], settings["guidance"]["name"]
+
+    return {
+        "title": "Posterior ensemble of a trajectory given observations",
+        "source": f"score-based data assimilation, sda-torch {versions['sda-torch']}",
+        "method": f"{guidance} guidance, {sampler['sampler']} sampler with {sampler['steps']} levels",
+        "task": settings["task"],
+        "seed": settings["seed"],
+        "prior": str(getattr(prior, "name", type(prior).__name__)),
+        "prior_hash": settings["prior"],
+        "observations_hash": settings["observations"],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": json.dumps(versions),
+    }
+
+
+def digest(*parts: Any) -> str:
+    """A SHA-256 over tensors, arrays and plain JSON types."""
+
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().numpy()
+        if isinstance(part, np.ndarray):
+            sha.update(f"{part.dtype}{part.shape}".encode())
+            sha.update(np.ascontiguousarray(part).tobytes())
+        elif isinstance(part, Mapping):
+            for key in sorted(part):
+                sha.update(f"{key}:{digest(part[key])}".encode())
+        else:
+            sha.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return sha.hexdigest()
+
+
+def plain(langevin: "Langevin | None") -> dict[str, Any] | None:
+    """Langevin steps as plain JSON types."""
+
+    if langevin is None:
+        return None
+    return {
+        each.name: repr(value) if isinstance(value := getattr(langevin, each.name), float) else value
+        for each in dataclasses.fields(langevin)
+        if each.compare
+    }
+
+
+class Progress:
+    """A progress bar over members, which moves with every noise level.
+
+    Arguments:
+        members: The number of members to sample.
+        guided: The guided denoiser, which counts its evaluations.
+        shown: Whether the bar is shown.
+    """
+
+    def __init__(self, members: int, guided: Any, shown: bool) -> None:
+        from tqdm import tqdm
+
+        self.guided, self.finished = guided, 0.0
+        self.bar = tqdm(
+            total=members,
+            disable=not shown,
+            desc="sampling",
+            unit="member",
+            bar_format="{desc}: {n:.0f}/{total} members |{bar}| {elapsed}, {remaining} left{postfix}",
+        )
+
+    def level(self, block: range) -> Callable[[int, int], None]:
+        """The callback of a block's sampler, called with the levels done and their number."""
+
+        def show(done: int, levels: int) -> None:
+            self.bar.n = self.finished + len(block) * done / levels
+            self.bar.set_postfix_str(
+                f"{self.guided.evaluations} evaluations, {self.guided.vjps} VJPs", refresh=False
+            )
+            self.bar.update(0)
+
+        return show
+
+    def done(self, block: range) -> None:
+        """Notes that a block is sampled."""
+
+        self.finished += len(block)
+        self.bar.n = self.finished
+        self.bar.refresh()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()

@@ -1,0 +1,213 @@
+"""Posterior stores: nothing finished is lost, nothing foreign is touched."""
+
+import errno
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from dynamics.layout import Layout
+from sda.store import PosteriorMemory, PosteriorWriter, check_target, is_posterior, open_dataset
+
+LAYOUT = Layout(
+    variables=("u", "v"),
+    dt=0.2,
+    coords={"y": np.arange(4) + 0.5, "x": np.arange(6) + 0.5},
+    period={"y": 4, "x": 6},
+    units={"u": "m s-1"},
+)
+SETTINGS = {"seed": 1, "guidance": {"name": "static"}, "time": [0.0, 0.8, 5]}
+MEMBERS, BLOCK = 10, 4
+
+
+def states(members=MEMBERS):
+    return np.random.default_rng(0).standard_normal((members, 5, *LAYOUT.shape)).astype("float32")
+
+
+def writer(path, settings=SETTINGS, members=MEMBERS, block=BLOCK, **options):
+    attrs = {"title": "a posterior"}
+    return PosteriorWriter(path, LAYOUT, LAYOUT.times(5), members, block, settings, attrs, **options)
+
+
+def fill(sink, x, blocks=None):
+    for k in sink.unfinished if blocks is None else blocks:
+        sink.put(k, x[sink.blocks[k].start : sink.blocks[k].stop])
+
+
+def test_round_trip(tmp_path):
+    x = states()
+    with writer(tmp_path / "p.zarr") as sink:
+        fill(sink, x)
+    dataset = open_dataset(tmp_path / "p.zarr")
+    assert dict(dataset.sizes) == {"member": 10, "time": 5, "y": 4, "x": 6}
+    assert np.array_equal(LAYOUT.to_array(dataset), x)
+    assert dataset.u.attrs["units"] == "m s-1"
+    assert dataset.attrs["status"] == "complete"
+    assert Layout.from_dataset(dataset).to_json() == LAYOUT.to_json() | {
+        "units": {"u": "m s-1", "v": "1", "y": "1", "x": "1"},
+        "long_names": {n: n for n in ("u", "v", "y", "x")},
+    }
+
+
+def test_memory_is_the_same_dataset(tmp_path):
+    x = states()
+    memory = PosteriorMemory(
+        LAYOUT, LAYOUT.times(5), MEMBERS, BLOCK, SETTINGS, {"title": "a posterior"}
+    )
+    for sink in (memory, writer(tmp_path / "p.zarr")):
+        with sink:
+            fill(sink, x, blocks=(0, 2))
+            sink.fail(1, "member 5 diverged")
+    xr.testing.assert_identical(memory.dataset(), open_dataset(tmp_path / "p.zarr").load())
+    assert memory.dataset().attrs["failed_members"] == [4, 5, 6, 7]
+    assert memory.dataset().attrs["status"] == "complete, 4 failed"
+
+
+def test_one_block_is_one_file_per_variable(tmp_path):
+    with writer(tmp_path / "p.zarr") as sink:
+        fill(sink, states())
+    for name in LAYOUT.variables:
+        files = [f for f in (tmp_path / "p.zarr" / name / "c").rglob("*") if f.is_file()]
+        assert len(files) == len(sink.blocks) == 3
+
+
+def test_a_member_is_a_chunk(tmp_path):
+    with writer(tmp_path / "p.zarr") as sink:
+        fill(sink, states())
+    assert open_dataset(tmp_path / "p.zarr").u.encoding["chunks"] == (1, 5, 4, 6)
+
+
+def test_converts_to_netcdf(tmp_path):
+    with writer(tmp_path / "p.zarr") as sink:
+        fill(sink, states())
+    dataset = open_dataset(tmp_path / "p.zarr")
+    dataset.to_netcdf(tmp_path / "p.nc")
+    xr.testing.assert_equal(open_dataset(tmp_path / "p.nc"), dataset)
+
+
+def test_incomplete_store_reads_and_resumes(tmp_path):
+    path, x = tmp_path / "p.zarr", states()
+    with writer(path) as sink:
+        fill(sink, x, blocks=[1])
+    half = open_dataset(path)
+    assert half.attrs["status"] == "incomplete: 4 of 10 members"
+    assert np.isnan(half.u.isel(member=[0, 1, 2, 3, 8, 9])).all()
+    assert np.array_equal(LAYOUT.to_array(half.isel(member=slice(4, 8))), x[4:8])
+
+    # The blocks are those that the store has, whatever the new run would take.
+    with writer(path, block=3, resume=True) as sink:
+        assert sink.unfinished == [0, 2]
+        fill(sink, x)
+    assert np.array_equal(LAYOUT.to_array(open_dataset(path)), x)
+
+
+def test_resume_without_a_store_starts_one(tmp_path):
+    with writer(tmp_path / "new" / "p.zarr", resume=True) as sink:
+        assert sink.unfinished == [0, 1, 2]
+
+
+def test_resume_names_what_differs(tmp_path):
+    writer(tmp_path / "p.zarr").close()
+    with pytest.raises(ValueError, match=r"seed was 1, now 2.*overwrite=true"):
+        writer(tmp_path / "p.zarr", {**SETTINGS, "seed": 2}, resume=True)
+    with pytest.raises(ValueError, match="guidance was {'name': 'static'}, now {'name': 'mmps'}"):
+        writer(tmp_path / "p.zarr", {**SETTINGS, "guidance": {"name": "mmps"}}, resume=True)
+
+
+def test_existing_posterior(tmp_path):
+    path, x = tmp_path / "p.zarr", states()
+    with writer(path) as sink:
+        fill(sink, x)
+    with pytest.raises(FileExistsError, match="overwrite=true.*resume=true"):
+        writer(path)
+    assert np.array_equal(LAYOUT.to_array(open_dataset(path)), x)
+    with pytest.raises(ValueError, match="exclude each other"):
+        check_target(path, overwrite=True, resume=True)
+    with writer(path, {**SETTINGS, "seed": 2}, overwrite=True) as sink:
+        fill(sink, x + 1)
+    assert np.array_equal(LAYOUT.to_array(open_dataset(path)), x + 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["p.zarr"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "zarr", "link"])
+@pytest.mark.parametrize("option", ["overwrite", "resume"])
+def test_foreign_things_are_left_alone(tmp_path, kind, option):
+    path = tmp_path / "p.zarr"
+    if kind == "folder":
+        path.mkdir()
+        (path / "thesis.tex").write_text("precious")
+    elif kind == "file":
+        path.write_text("precious")
+    elif kind == "link":
+        path.symlink_to(tmp_path / "nowhere")
+    else:
+        xr.Dataset({"u": ("x", [1.0])}).to_zarr(path, zarr_format=3, consolidated=False)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileExistsError, match="not a posterior"):
+        writer(path, **{option: True})
+    assert sorted(tmp_path.rglob("*")) == before and not is_posterior(path)
+
+
+def test_writes_while_the_next_block_is_sampled(tmp_path, monkeypatch):
+    go = threading.Event()
+    write = PosteriorWriter.write
+    monkeypatch.setattr(PosteriorWriter, "write", lambda *a: (go.wait(10), write(*a)))
+    with writer(tmp_path / "p.zarr") as sink:
+        sink.put(0, states()[:4])  # returns at once although the disk is busy
+        assert sink.finished == set() and sink.unfinished == [1, 2]
+        go.set()
+        sink.put(1, states()[4:8])
+        assert sink.finished >= {0}
+
+
+def test_full_disk(tmp_path, monkeypatch):
+    path, x = tmp_path / "p.zarr", states()
+    write, full = PosteriorWriter.write, {"now": True}
+
+    def fails_on_second(self, k, trajectories):
+        if k == 1 and full["now"]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path / "u/c/1/0/0/0"))
+        write(self, k, trajectories)
+
+    monkeypatch.setattr(PosteriorWriter, "write", fails_on_second)
+    with pytest.raises(OSError, match=r"disk is full while writing members 4 to 7: 4 of 10") as info:
+        with writer(path) as sink:
+            fill(sink, x)
+    assert info.value.errno == errno.ENOSPC and "resume=true" in str(info.value)
+    assert np.array_equal(LAYOUT.to_array(open_dataset(path).isel(member=slice(0, 4))), x[:4])
+
+    full["now"] = False
+    with writer(path, resume=True) as sink:
+        fill(sink, x)
+    assert np.array_equal(LAYOUT.to_array(open_dataset(path)), x)
+
+
+def test_a_half_written_block_is_written_again(tmp_path):
+    """A shard on disk does not count until the attributes say so."""
+
+    path, x = tmp_path / "p.zarr", states()
+    with writer(path) as sink:
+        fill(sink, x)
+    content = json.loads((path / "zarr.json").read_text())
+    content["attributes"]["finished_blocks"] = [0]
+    (path / "zarr.json").write_text(json.dumps(content))
+    shard = path / "v" / "c" / "1" / "0" / "0" / "0"
+    shard.write_bytes(shard.read_bytes()[:20])
+    with writer(path, resume=True) as sink:
+        assert sink.unfinished == [1, 2]
+        fill(sink, x)
+    assert np.array_equal(LAYOUT.to_array(open_dataset(path)), x)
+
+
+def test_open_dataset_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no dataset at"):
+        open_dataset(tmp_path / "missing.zarr")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ValueError, match="neither a Zarr store nor a NetCDF file"):
+        open_dataset(tmp_path / "text")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="neither a Zarr store nor a NetCDF file"):
+        open_dataset(tmp_path / "folder")
