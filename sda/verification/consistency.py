@@ -1,0 +1,75 @@
+r"""Consistency of members with the observations and with the dynamics.
+
+Marginal scores cannot see whether a trajectory is one: these two can.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dynamics.system import System
+
+
+def misfit(likelihood: Any, x: Tensor) -> NDArray[np.float64]:
+    r"""The root mean square of the normalised innovations $(y - H(x)) / \sigma$ of each member.
+
+    The truth's is 1 up to $1/\sqrt{2m}$ for m observations, and so is that of a draw from the
+    posterior on average: the truth is such a draw. Less than that fits the noise.
+
+    Arguments:
+        likelihood: The observations, bound to the trajectories: `y` `(m)`, `std` `(m)` and `H`.
+        x: Trajectories in physical units, with shape `(member, time, channel, *space)`.
+
+    Returns:
+        The misfits, with shape `(member)`.
+    """
+
+    with torch.no_grad():
+        innovation = (likelihood.y - likelihood.H(x)) / likelihood.std
+
+    return innovation.double().square().mean(dim=-1).sqrt().cpu().numpy()
+
+
+def increments(x: NDArray) -> NDArray[np.float64]:
+    """The mean square of the increments from each frame to the next, per member and channel.
+
+    Arguments:
+        x: Trajectories, with shape `(member, time, channel, *space)`.
+
+    Returns:
+        The mean squares, with shape `(member, time - 1, channel)`.
+    """
+
+    return channel_mean(np.diff(x, axis=1) ** 2)
+
+
+def residuals(system: System, x: NDArray) -> NDArray[np.float64]:
+    r"""The mean square of what one step of the system leaves, $x_{i+1} - f(x_i)$.
+
+    Divide by the truth's mean square increment and take the root to have it in true increments. A
+    stochastic system leaves its noise, and a system that sees its states coarsened leaves what the
+    fine scales do: compare with the truth's own.
+
+    Arguments:
+        system: The system, whose step is that of the trajectories, taken without noise.
+        x: Trajectories, with shape `(member, time, channel, *space)`.
+
+    Returns:
+        The mean squares, with shape `(member, time - 1, channel)`.
+    """
+
+    rows = []
+    for member in torch.as_tensor(x).to(torch.float32):
+        with torch.no_grad():
+            stepped = system.step(member[:-1])
+        rows.append(channel_mean((stepped - member[1:]).double().numpy()[None] ** 2))
+
+    return np.concatenate(rows)
+
+
+def channel_mean(x: NDArray) -> NDArray[np.float64]:
+    """Averages `(member, time, channel, *space)` over space."""
+    return x.mean(axis=tuple(range(3, x.ndim)), dtype=np.float64)

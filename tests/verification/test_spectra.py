@@ -1,0 +1,52 @@
+"""Spectra: Parseval, single waves, and any shape of grid."""
+
+import numpy as np
+import pytest
+
+from sda.verification import spectrum
+
+
+def test_spectra_sum_to_half_the_mean_square():
+    for shape in ((9,), (16,), (8, 8), (6, 9), (4, 6, 5)):
+        x = np.random.default_rng(0).standard_normal((3, *shape))
+        axes = range(1, x.ndim)
+        np.testing.assert_allclose(
+            spectrum(x, axes).sum(axis=-1), (x**2).mean(axis=tuple(axes)) / 2, rtol=1e-12
+        )
+
+
+def test_a_wave_is_in_its_shell():
+    y, x = np.meshgrid(
+        np.arange(32) * 2 * np.pi / 32, np.arange(32) * 2 * np.pi / 32, indexing="ij"
+    )
+    for ky, kx in ((3, 0), (0, 5), (3, 4), (-6, 8), (2, 2)):
+        energy = spectrum(np.sin(ky * y + kx * x), (0, 1), (2 * np.pi, 2 * np.pi))
+        shell = int(np.floor(np.hypot(kx, ky) + 0.5))
+        assert energy[shell] == pytest.approx(0.25)
+        assert energy.sum() == pytest.approx(0.25)
+
+
+def test_wavenumbers_are_physical_on_a_rectangle():
+    # One wave along the short side is as short as four along the long one.
+    y = np.arange(16) / 16
+    field = np.sin(2 * np.pi * y)[:, None] + np.zeros(64)
+    assert np.argmax(spectrum(field, (0, 1), (1.0, 4.0))) == 4
+    assert np.argmax(spectrum(field.T, (1, 0), (1.0, 4.0))) == 4
+
+
+def test_other_axes_are_kept():
+    x = np.random.default_rng(0).standard_normal((2, 8, 3, 8))
+    got = spectrum(x, (1, 3))
+    assert got.shape[:2] == (2, 3)
+    np.testing.assert_allclose(got[1, 2], spectrum(x[1, :, 2], (0, 1)))
+    with pytest.raises(ValueError, match="at least one periodic axis"):
+        spectrum(x, ())
+
+
+def test_two_dimensional_spectra_are_those_of_the_dynamics():
+    torch = pytest.importorskip("torch")
+    from dynamics.spectral import energy_spectrum
+
+    x = np.random.default_rng(0).standard_normal((2, 16, 16))
+    expected = energy_spectrum(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(spectrum(x, (1, 2)).sum(axis=0)[:9], expected, rtol=1e-9)
