@@ -1,8 +1,8 @@
 r"""All scores of a posterior ensemble in one call, streamed.
 
-The posterior is read twice, and never held in memory as a whole: once in blocks of members, for what
-belongs to a trajectory (NaN, spectra, misfit, consistency), and once in blocks of frames, for what
-needs all members of a value (spread, CRPS, ranks).
+A posterior that is larger than memory is never held as a whole. What belongs to a trajectory (NaN,
+spectra, misfit, consistency) goes through it in blocks of members, what needs all members of a
+value (spread, CRPS, ranks) in blocks of frames.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -59,7 +59,7 @@ def verify(
     `coverage`            `(variable, level)`, of central intervals: the level if calibrated
     `spectrum`            `(member, variable, wavenumber)`, `spectrum_truth`, `spectrum_ratio`,
                           over periodic dimensions; `energy_ratio` sums the variables
-    `increment_ratio`     `(variable)`, root mean square increment from frame to frame, over the truth's
+    `increment_ratio`     `(variable)`, root mean square increment between frames, over the truth's
     `misfit`              `(member)`, root mean square of (y − H(x))/std; `misfit_truth`
     `consistency`         `(variable, time)`, what one step of the system leaves from a frame to the
                           next, in true increments; `consistency_truth`
@@ -67,9 +67,10 @@ def verify(
     ====================  ==============================================================
 
     Arguments:
-        posterior: The ensemble, with dimensions `(member, time, *space)`. It may be larger than memory.
-        truth: The truth, without members or with one, on the same grid and on the posterior's times at
-            least. Where it is NaN nothing is scored.
+        posterior: The ensemble, with dimensions `(member, time, *space)`, larger than memory if
+            it must be.
+        truth: The truth, without members or with one, on the same grid and on the posterior's times
+            at least. Where it is NaN nothing is scored.
         observations: The observations, for `misfit`: `sda.Observations`, or anything that has
             `likelihood(layout, time)`.
         system: The system, for `consistency`.
@@ -102,9 +103,9 @@ def verify(
     kept = np.flatnonzero(~failed)
     if len(kept) < (2 if ensemble else 1):
         raise ValueError(
-            f"spread, CRPS, ranks and coverage need at least 2 members without NaN, got {len(kept)} "
-            f"of {len(failed)}: sample a larger ensemble, or give ensemble=False for the scores of "
-            f"a single analysis"
+            f"spread, CRPS, ranks and coverage need at least 2 members without NaN, got "
+            f"{len(kept)} of {len(failed)}: sample a larger ensemble, or give ensemble=False for "
+            f"the scores of a single analysis"
             if len(kept)
             else f"all {len(failed)} members have NaN or infinite values: there is nothing to score"
         )
@@ -159,8 +160,8 @@ def variable_names(
     for where, dataset in (("posterior", posterior), ("truth", truth)):
         if missing := [name for name in names if name not in dataset]:
             raise ValueError(
-                f"the {where} has no variables {missing}, only {sorted(map(str, dataset.data_vars))}: "
-                f"name those to score with variables=…"
+                f"the {where} has no variables {missing}, only "
+                f"{sorted(map(str, dataset.data_vars))}: name those to score with variables=…"
             )
     if not names:
         raise ValueError("the posterior has no variable with the dimensions (member, time, *space)")
@@ -212,8 +213,8 @@ def align(posterior: xr.Dataset, truth: xr.Dataset) -> xr.Dataset:
         dims = {d for d in posterior[name].dims if d != "member"}
         if dims != set(truth[name].dims):
             raise ValueError(
-                f"variable {name!r} of the truth must have the dimensions {sorted(map(str, dims))}, "
-                f"got {sorted(map(str, truth[name].dims))}"
+                f"variable {name!r} of the truth must have the dimensions "
+                f"{sorted(map(str, dims))}, got {sorted(map(str, truth[name].dims))}"
             )
         for dim in dims - {"time"}:
             a, b = posterior[dim].values, truth[dim].values
@@ -277,7 +278,7 @@ class Task:
             yield chosen, self.arrays(self.posterior.isel(member=chosen))
 
     def frame_blocks(self, members: NDArray) -> Iterator[tuple[int, dict[str, NDArray]]]:
-        """Goes through frames, all members of each. The frames of a part do not depend on memory."""
+        """Goes through frames, all members of each, in parts that do not depend on memory."""
 
         length = self.posterior.sizes["time"]
         values = sum(self.posterior[n].size for n in self.names) // length
@@ -373,7 +374,10 @@ def spatial_weights(task: Task, name: str, weights: xr.DataArray | None) -> NDAr
 
 def masked_energy(x: NDArray, y: NDArray) -> float:
     """The energy score where the truth is known."""
-    return energy_score(x[:, np.isfinite(y)], y[np.isfinite(y)])
+
+    seen = np.isfinite(y)
+
+    return energy_score(x[:, seen], y[seen]) if seen.any() else np.nan
 
 
 def assemble_marginal(
@@ -432,7 +436,7 @@ def assemble_marginal(
     scores["rank"] = ("rank", np.arange(m + 1))
     if task.one_unit:
         scores["energy_score"] = ("time", energy)
-        scores["overall_energy_score"] = ((), np.nanmean(energy))
+        scores["overall_energy_score"] = ((), np.mean(energy[np.isfinite(energy)]))
 
     return scores
 
@@ -461,10 +465,10 @@ def trajectory_scores(task: Task, members: NDArray) -> dict[str, Entry]:
                 spectra[chosen, i] = mean_spectrum(arrays[name], axes, period)
 
     true_increment = np.concatenate([mean_increment(truth[n]) for n in task.names])
-    ratio = divide(np.nanmean(increment, axis=0), true_increment)
+    ratio = divide(increment[members].mean(axis=0), true_increment)
     scores["increment_ratio"] = ("variable", np.sqrt(ratio))
     if axes:
-        mean = np.nanmean(spectra, axis=0)
+        mean = spectra[members].mean(axis=0)
         scores["wavenumber"] = ("wavenumber", np.arange(reference.shape[-1]))
         scores["spectrum"] = (("member", "variable", "wavenumber"), spectra)
         scores["spectrum_truth"] = (("variable", "wavenumber"), reference)
@@ -481,7 +485,9 @@ def mean_increment(x: NDArray) -> NDArray:
     if x.shape[1] < 2:
         return np.full(len(x), np.nan)
 
-    return np.nanmean(np.diff(x, axis=1) ** 2, axis=tuple(range(1, x.ndim)), dtype=np.float64)
+    squares = np.diff(x, axis=1) ** 2
+
+    return np.asarray(np.nanmean(squares, axis=tuple(range(1, x.ndim)), dtype=np.float64))
 
 
 def periodic_axes(task: Task) -> tuple[list[int], list[float]]:
@@ -530,7 +536,7 @@ def misfit_scores(task: Task, members: NDArray, observations: Any) -> dict[str, 
     return {
         "misfit": ("member", misfits),
         "misfit_truth": ((), of_truth),
-        "overall_misfit": ((), np.sqrt(np.nanmean(misfits**2))),
+        "overall_misfit": ((), np.sqrt(np.mean(misfits[members] ** 2))),
     }
 
 
@@ -555,8 +561,8 @@ def consistency_scores(
         raise ValueError(f"stepped must be at least 1 member, got {stepped}")
     if len(time) < 2 or not np.allclose(np.diff(time), layout.dt, rtol=1e-3):
         raise ValueError(
-            f"to step the system the posterior's times must be {layout.dt} apart, as its states are, "
-            f"got {len(time)} times {span(time)}"
+            f"to step the system the posterior's times must be {layout.dt} apart, as its states "
+            f"are, got {len(time)} times {span(time)}"
         )
     order = [task.names.index(n) for n in layout.variables]
     back = np.argsort(order)

@@ -66,6 +66,6 @@ def spectrum(
     batch = x.shape[: x.ndim - len(axes)]
     power = np.abs(np.fft.fftn(x, axes=range(-len(axes), 0))) ** 2 / (2 * k.size**2)
     power = power.reshape(-1, k.size)
-    shells = np.stack([np.bincount(k, weights=row) for row in power])
+    shells = np.stack([np.bincount(k, weights=row) for row in power.astype(np.float64)])
 
-    return shells.reshape(*batch, -1)
+    return np.asarray(shells.reshape(*batch, -1), dtype=np.float64)
