@@ -39,7 +39,9 @@ class Likelihood:
         if y.ndim != 1 or not len(y):
             raise ValueError(f"y must have shape (value) with at least one, got {tuple(y.shape)}")
         if std.ndim and std.shape != y.shape:
-            raise ValueError(f"std must have the shape {tuple(y.shape)} of y, got {tuple(std.shape)}")
+            raise ValueError(
+                f"std must have the shape {tuple(y.shape)} of y, got {tuple(std.shape)}"
+            )
         if not bool((std > 0).all() & std.isfinite().all()):
             raise ValueError(f"std must be positive and finite, got down to {float(std.min()):g}")
         self.operator = operator

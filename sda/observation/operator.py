@@ -128,7 +128,20 @@ class Compose(Operator):
         self.operators = tuple(parts)
         self.linear = all(operator.linear for operator in parts)
         self.timewise = all(operator.timewise for operator in parts)
-        self.sampling = all(operator.sampling for operator in parts)
+
+    @property
+    def sampling(self) -> bool:  # type: ignore[override]
+        from .interpolate import Interpolate
+        from .select import Select
+
+        # Interpolating between values that a selection left over is not a value of the state.
+        last = [i for i, o in enumerate(self.operators) if isinstance(o, Interpolate)][-1:]
+        before = self.operators[: last[0]] if last else ()
+        return (
+            all(operator.sampling for operator in self.operators)
+            and all(isinstance(operator, Select) for operator in before)
+            and len(self.times()) <= 1
+        )
 
     def bind(
         self,
@@ -181,7 +194,9 @@ def from_config(config: Mapping[str, Any]) -> Operator:
     arguments = dict(config) if isinstance(config, Mapping) else {}
     name = arguments.pop("operator", None)
     if name not in classes:
-        raise ValueError(f"unknown observation operator {name!r}: expected one of {sorted(classes)}")
+        raise ValueError(
+            f"unknown observation operator {name!r}: expected one of {sorted(classes)}"
+        )
     try:
         return classes[name].from_arguments(arguments)
     except (TypeError, KeyError) as error:

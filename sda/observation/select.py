@@ -46,7 +46,9 @@ class Select(Operator):
             raise ValueError("give one of times, steps and every, got more")
         if every is not None and (int(every) != every or every < 1):
             raise ValueError(f"every must be a positive integer, got {every}")
-        self.variables = [variables] if isinstance(variables, str) else variables and list(variables)
+        self.variables = (
+            [variables] if isinstance(variables, str) else variables and list(variables)
+        )
         self.time_slice = times if isinstance(times, slice) else None
         self.time_values = (
             None
@@ -105,7 +107,9 @@ class Select(Operator):
 
         return Bound(grid, Grid(variables, time, coords, period), fn, True)
 
-    def find_times(self, grid: Grid) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def find_times(
+        self, grid: Grid
+    ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The times selected, and where they are on the grid."""
 
         if self.time_values is not None:
@@ -153,9 +157,9 @@ class Select(Operator):
         steps = self.steps
         return {
             "variables": self.variables,
-            "times": (
-                self.time_values.tolist() if self.time_values is not None else spread(self.time_slice)
-            ),
+            "times": spread(self.time_slice)
+            if self.time_values is None
+            else self.time_values.tolist(),
             "steps": spread(steps) if isinstance(steps, slice) or steps is None
             else [int(step) for step in np.atleast_1d(steps)],
             "region": {dim: list(limits) for dim, limits in self.region.items()} or None,
@@ -358,7 +362,9 @@ def inside(
     """The indices and coordinates inside a region along one dimension."""
 
     if period is not None and low > high:
-        keep = np.concatenate([np.flatnonzero(coordinate >= low), np.flatnonzero(coordinate <= high)])
+        keep = np.concatenate(
+            [np.flatnonzero(coordinate >= low), np.flatnonzero(coordinate <= high)]
+        )
         values = coordinate[keep] + np.where(coordinate[keep] < low, period, 0.0)
     else:
         keep = np.flatnonzero((coordinate >= low) & (coordinate <= high))

@@ -1,0 +1,366 @@
+r"""Observations: a set of `(H, y, R, times)`, as files hold it and as users bring it.
+
+Each set has an operator `H` with times as values, the observed values `y` in physical units, and
+the standard deviation of their errors (`R` is diagonal). A value of NaN was not observed.
+
+Two forms of files exist. *Gridded* (Zarr, NetCDF): one variable per observed variable on its own
+coordinates, NaN where nothing was seen, and `<variable>_std` beside it. *Table* (Parquet, CSV): one
+row per value, with the columns `time`, the spatial coordinates by their names, `variable`,
+`observation` and `std`.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+
+from dynamics.layout import Layout
+
+from .domain import Domain, Grid
+from .likelihood import Likelihood
+from .operator import Bound, Compose, Operator, anchored, known
+from .select import Mask
+
+GRIDDED = (".zarr", ".nc")
+TABLES = (".parquet", ".csv")
+
+
+class ObservationSet:
+    """Values seen through one operator.
+
+    Arguments:
+        operator: The operator, with times as values.
+        domain: Where its values lie.
+        y: The values, with the shape of the domain. NaN was not observed.
+        std: The standard deviations of their errors, broadcast to that shape.
+
+    Raises:
+        ValueError: If nothing was observed, a value is infinite, or a std is not positive.
+    """
+
+    def __init__(self, operator: Operator, domain: Domain, y: Any, std: Any) -> None:
+        y = np.asarray(y, dtype=np.float64)
+        if y.shape != domain.shape:
+            raise ValueError(f"expected observed values of shape {domain.shape}, got {y.shape}")
+        std = errors(std, domain)
+        seen = ~np.isnan(y)
+        if not seen.any():
+            raise ValueError(
+                f"the set of observations is empty: {y.size} values, none of them seen"
+            )
+        if np.isinf(y).any():
+            raise ValueError(
+                f"observations must be finite, got {np.isinf(y).sum()} infinite values"
+            )
+        wrong = seen & ~(np.isfinite(std) & (std > 0))
+        if wrong.any():
+            raise ValueError(
+                f"std must be positive and finite, got {std[wrong][0]:g} "
+                f"({wrong.sum()} of {seen.sum()} observations)"
+            )
+        self.operator, self.domain, self.y, self.seen = operator, domain, y, seen
+        self.std = np.where(seen, std, np.nan)
+
+    def __len__(self) -> int:
+        return int(self.seen.sum())
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """The observed values as columns of a table."""
+
+        index = np.flatnonzero(self.seen)
+        columns = {name: column[index] for name, column in self.domain.rows().items()}
+        columns["observation"] = self.y.ravel()[index]
+        columns["std"] = self.std.ravel()[index]
+
+        return columns
+
+
+class Observations:
+    """Observations of a trajectory: one or several sets of `(H, y, R, times)`.
+
+    Observations add: `a + b` holds the sets of both.
+
+    Arguments:
+        sets: The sets.
+
+    Raises:
+        ValueError: If there is none.
+    """
+
+    def __init__(self, sets: Sequence[ObservationSet]) -> None:
+        self.sets = tuple(sets)
+        if not self.sets:
+            raise ValueError("observations need at least one set, got none")
+
+    @classmethod
+    def from_operator(
+        cls,
+        operator: Operator,
+        y: Any,
+        std: Any,
+        layout: Layout,
+        time: Sequence[float] | np.ndarray,
+    ) -> "Observations":
+        """Observations through an operator of one's own.
+
+        Arguments:
+            operator: The observation operator.
+            y: The values, broadcast to the shape that the operator returns. NaN was not observed.
+            std: The standard deviation of their errors: one for all, one for each observed
+                variable by its name, or an array that broadcasts to the shape of `y`.
+            layout: The layout of the state.
+            time: The times of the trajectory. Times that the operator names by their index refer
+                to them; the observations may be used with another trajectory later.
+
+        Raises:
+            ValueError: If the operator does not fit the layout, or the values not the operator.
+        """
+
+        grid = Grid.of(layout, time)
+        operator = anchored(operator, grid)
+        parts = operator.operators if isinstance(operator, Compose) else (operator,)
+        mask = parts[-1] if isinstance(parts[-1], Mask) else None
+        full = Compose(*parts[:-1]) if mask and len(parts) > 1 else operator
+        domain = full.bind(grid).target
+        if mask is not None and isinstance(domain, Grid) and full is not operator:
+            # A mask at the end leaves gaps in a grid, which the gridded form can hold.
+            seen = mask.over(domain)
+            y = np.asarray(y, dtype=np.float64)
+            if y.shape == (seen.sum(),):
+                values = np.full(domain.shape, np.nan)
+                values[seen] = y
+                if np.shape(std) == y.shape and not isinstance(std, Mapping):
+                    errors_ = np.full(domain.shape, np.nan)
+                    errors_[seen] = std
+                    std = errors_
+            else:
+                values = np.where(seen, broadcast("y", y, domain.shape), np.nan)
+        else:
+            domain = operator.bind(grid).target
+            full, values = operator, broadcast("y", np.asarray(y, dtype=np.float64), domain.shape)
+
+        return cls([ObservationSet(full, domain, values, std)])
+
+    @classmethod
+    def from_table(
+        cls, table: pd.DataFrame | Mapping[str, Any], std: float | None = None
+    ) -> "Observations":
+        """Observations at points, see `sda.observation.table.from_table`."""
+
+        from .table import from_table
+
+        return cls([from_table(table, std)])
+
+    @classmethod
+    def from_grid(
+        cls, dataset: xr.Dataset, std: Any = None, kind: str | None = None
+    ) -> "Observations":
+        """Observations on a grid, see `sda.observation.grid.from_grid`."""
+
+        from .grid import from_grid
+
+        return cls([from_grid(dataset, std, kind)])
+
+    def __add__(self, other: "Observations") -> "Observations":
+        return Observations((*self.sets, *other.sets))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sets))
+
+    @property
+    def linear(self) -> bool:
+        """Whether all operators are linear."""
+        return all(each.operator.linear for each in self.sets)
+
+    @property
+    def times(self) -> np.ndarray:
+        """The times of the observations, increasing."""
+
+        times = [each.operator.times()[-1] for each in self.sets if each.operator.times()]
+        return np.unique(np.concatenate(times))
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The first and the last time that a trajectory must cover."""
+
+        times = np.concatenate([t for each in self.sets for t in each.operator.times()])
+        return float(times.min()), float(times.max())
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The names of what was observed."""
+        return tuple(dict.fromkeys(n for each in self.sets for n in each.domain.variables))
+
+    def __repr__(self) -> str:
+        first, last = self.span
+        lines = [
+            f"Observations({len(self)} values of {', '.join(self.variables)} at "
+            f"{len(self.times)} times {first:g} … {last:g})"
+        ]
+        lines += [
+            f"  {len(each)} values, std {np.nanmin(each.std):g} … {np.nanmax(each.std):g}: "
+            f"{each.operator!r}"
+            for each in self.sets
+        ]
+        return "\n".join(lines)
+
+    def hash(self) -> str:
+        """A SHA-256 of operators, values and errors, that saving and loading does not change."""
+
+        digest = hashlib.sha256()
+        for each in self.sets:
+            # Where coordinates say all about an operator, so that a table needs no other
+            # description of it, they stand for it here as well.
+            sampling = each.operator.sampling
+            config = {} if sampling else each.operator.config()
+            digest.update(json.dumps(config, sort_keys=True).encode())
+            for name, column in sorted(each.rows().items()):
+                digest.update(name.encode())
+                if name == "variable":
+                    digest.update("\0".join(column).encode())
+                else:
+                    digest.update(np.ascontiguousarray(column, dtype="<f8").tobytes())
+
+        return digest.hexdigest()
+
+    def likelihood(
+        self,
+        layout: Layout,
+        time: Sequence[float] | np.ndarray,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Likelihood:
+        """The likelihood `p(y | x)` of a trajectory.
+
+        Observation times need not be among the trajectory's: in between, the state is interpolated
+        linearly in time, and at its times it is exact.
+
+        Arguments:
+            layout: The layout of the state.
+            time: The times of the trajectory.
+            dtype: The precision of the trajectories.
+            device: Their device.
+
+        Raises:
+            ValueError: If an observation lies outside the domain or the time span, a variable is
+                unknown, or an operator does not fit the layout.
+        """
+
+        grid = Grid.of(layout, time)
+        parts: list[tuple[Bound, Tensor | None]] = []
+        for each in self.sets:
+            bound = each.operator.bind(grid, dtype, device)
+            same = bound.target.shape == each.domain.shape
+            if not same and (
+                isinstance(each.domain, Grid) or math.prod(bound.target.shape) != each.y.size
+            ):
+                raise ValueError(
+                    f"{each.operator!r} returns values of shape {bound.target.shape} on this "
+                    f"trajectory, but {each.domain.shape} were observed"
+                )
+            index = None if each.seen.all() else torch.from_numpy(np.flatnonzero(each.seen))
+            parts.append((bound, None if index is None else index.to(device)))
+
+        def operator(x: Tensor) -> Tensor:
+            values = [
+                bound(x).flatten(1) if index is None else bound(x).flatten(1).index_select(1, index)
+                for bound, index in parts
+            ]
+            return values[0] if len(values) == 1 else torch.cat(values, dim=1)
+
+        rows = [each.rows() for each in self.sets]
+        y, std = (
+            torch.from_numpy(np.concatenate([row[name] for row in rows])).to(device, dtype)
+            for name in ("observation", "std")
+        )
+
+        return Likelihood(operator, y, std, grid.shape, all(bound.linear for bound, _ in parts))
+
+    def to_dataset(self) -> xr.Dataset:
+        """The gridded form, see `sda.observation.grid.to_dataset`."""
+
+        from .grid import to_dataset
+
+        return to_dataset(self)
+
+    def to_table(self) -> pd.DataFrame:
+        """The table of all observed values, one row each."""
+
+        from .table import to_table
+
+        return to_table(self)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Saves the observations, in the form that the suffix of the path names.
+
+        Arguments:
+            path: A path that ends in ".zarr" or ".nc" (gridded) or ".parquet" or ".csv" (table).
+            overwrite: Whether to replace what is there.
+
+        Raises:
+            FileExistsError: If the path exists and is not to be overwritten.
+            ValueError: If the suffix is unknown, the observations have no single grid but the
+                suffix is that of a grid, or an operator cannot be saved.
+        """
+
+        path = Path(path)
+        known("suffix of observations", [path.suffix], (*GRIDDED, *TABLES))
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists already: choose another path or overwrite=True")
+        if path.suffix in GRIDDED:
+            from .grid import write
+        else:
+            from .table import write
+        write(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Observations":
+        """Loads observations that `save` has written, or a file of one's own in those forms.
+
+        Raises:
+            FileNotFoundError: If the path does not exist.
+            ValueError: If the suffix is unknown or the content does not fit.
+        """
+
+        path = Path(path)
+        known("suffix of observations", [path.suffix], (*GRIDDED, *TABLES))
+        if not path.exists():
+            raise FileNotFoundError(f"there are no observations at {path}")
+        if path.suffix in GRIDDED:
+            from .grid import read
+        else:
+            from .table import read
+
+        return cls(read(path))
+
+
+def errors(std: Any, domain: Domain) -> np.ndarray:
+    """Standard deviations, broadcast to the shape of a domain."""
+
+    if isinstance(std, Mapping):
+        known("variables in std", std, domain.variables)
+        if missing := [name for name in domain.variables if name not in std]:
+            raise ValueError(f"std names {list(std)}, but not the observed {missing}")
+        values = np.array([std[name] for name in domain.rows()["variable"]], dtype=np.float64)
+        return values.reshape(domain.shape)
+
+    return broadcast("std", np.asarray(std, dtype=np.float64), domain.shape)
+
+
+def broadcast(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An array broadcast to a shape, or a clear error."""
+
+    try:
+        return np.broadcast_to(values, shape)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} of shape {values.shape} does not broadcast to the observed values {shape}"
+        ) from error

@@ -1,0 +1,181 @@
+"""Observations as a table of points: one row per value, as the weather community exchanges them.
+
+The columns are `time`, the spatial coordinates by the names of the state's dimensions, `variable`,
+`observation` and `std`. A row is bound to the state by linear interpolation in space and time.
+Where rows are not values of the state (averages, functions), the operators are saved in the file's
+metadata (Parquet) or first line (CSV), and two more columns name the set and the index of each
+value in it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .domain import Points
+from .grid import parse, remove
+from .interpolate import Interpolate
+from .observations import Observations, ObservationSet
+from .operator import from_config
+
+METADATA = "observation_operators"
+HEADER = f"# {METADATA}: "
+
+
+def from_table(table: pd.DataFrame | Mapping[str, Any], std: float | None = None) -> ObservationSet:
+    """Reads observations at points off a table.
+
+    Arguments:
+        table: The columns `time`, `variable`, `observation`, `std`, and the spatial coordinates by
+            the names of the state's dimensions. Columns of text other than `variable` are ignored.
+            Rows whose observation is NaN were not observed, and are dropped.
+        std: The standard deviation of the errors, where the table has no such column.
+
+    Raises:
+        ValueError: If a column is missing, the table is empty, a time, coordinate or std is NaN or
+            not a number, a std is not positive, or two rows have the same variable, time and place.
+    """
+
+    table = pd.DataFrame(table).reset_index(drop=True)
+    if "std" not in table and std is not None:
+        table = table.assign(std=float(std))
+    if missing := [n for n in ("time", "variable", "observation", "std") if n not in table]:
+        raise ValueError(
+            f"the table of observations lacks the columns {missing}: it has {list(table.columns)}"
+        )
+    if not len(table):
+        raise ValueError("the table of observations is empty")
+    places = [
+        str(name)
+        for name in table.columns
+        if name not in ("time", "variable", "observation", "std")
+        and pd.api.types.is_numeric_dtype(table[name])
+    ]
+    columns = {name: numbers(table, name) for name in ("time", *places, "observation", "std")}
+    seen = ~np.isnan(columns["observation"])
+    if not seen.any():
+        raise ValueError(
+            f"the table of observations is empty: all {len(table)} observations are NaN"
+        )
+    for name, column in columns.items():
+        if name != "observation" and np.isnan(column[seen]).any():
+            raise ValueError(
+                f"the column {name!r} has NaN in {np.isnan(column[seen]).sum()} rows, first in row "
+                f"{np.flatnonzero(seen & np.isnan(column))[0]}: only observations may be missing"
+            )
+    rows = {name: column[seen] for name, column in columns.items()}
+    rows["variable"] = np.array(table["variable"].astype(str))[seen].astype(object)
+
+    keys = pd.DataFrame({name: rows[name] for name in ("time", "variable", *places)})
+    if (duplicate := keys.duplicated()).any():
+        first = keys[duplicate].iloc[0].to_dict()
+        raise ValueError(
+            f"{int(duplicate.sum())} rows are duplicated, the first is {first}: average or "
+            f"remove them"
+        )
+    domain = Points({name: rows[name] for name in ("time", "variable", *places)})
+
+    return ObservationSet(Interpolate(domain.columns), domain, rows["observation"], rows["std"])
+
+
+def to_table(observations: Observations) -> pd.DataFrame:
+    """The table of all observed values, one row each."""
+
+    frames = [pd.DataFrame(each.rows()) for each in observations.sets]
+    if not plain(observations):
+        frames = [
+            frame.assign(set=i, index=np.flatnonzero(each.seen))
+            for i, (frame, each) in enumerate(zip(frames, observations.sets, strict=True))
+        ]
+
+    return pd.concat(frames, ignore_index=True)
+
+
+def plain(observations: Observations) -> bool:
+    """Whether the coordinates of the rows say all about the operators."""
+    return len(observations.sets) == 1 and observations.sets[0].operator.sampling
+
+
+def write(observations: Observations, path: Path) -> None:
+    """Writes the table, complete or not at all."""
+
+    table, operators = to_table(observations), None
+    if not plain(observations):
+        sets = [{"operator": s.operator.config(), "size": s.y.size} for s in observations.sets]
+        operators = json.dumps(sets)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        if path.suffix == ".csv":
+            with partial.open("w", newline="") as file:
+                file.write("" if operators is None else f"{HEADER}{operators}\n")
+                table.to_csv(file, index=False)
+        else:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            content = pa.Table.from_pandas(table, preserve_index=False)
+            if operators is not None:
+                metadata = {**(content.schema.metadata or {}), METADATA: operators}
+                content = content.replace_schema_metadata(metadata)
+            pq.write_table(content, partial)
+        remove(path)
+        partial.rename(path)
+    finally:
+        remove(partial)
+
+
+def read(path: Path) -> list[ObservationSet]:
+    """Reads a table."""
+
+    operators = None
+    try:
+        if path.suffix == ".csv":
+            with path.open() as file:
+                line = file.readline()
+            operators = line.removeprefix(HEADER) if line.startswith(HEADER) else None
+            table = pd.read_csv(path, comment="#", float_precision="round_trip")
+        else:
+            import pyarrow.parquet as pq
+
+            content = pq.read_table(path)
+            operators = (content.schema.metadata or {}).get(METADATA.encode())
+            table = content.replace_schema_metadata(None).to_pandas()
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise ValueError(f"cannot read a table of observations from {path}: {error}") from error
+    if operators is None:
+        return [from_table(table)]
+
+    return [
+        restore(content, table[table["set"] == i]) for i, content in enumerate(parse(operators))
+    ]
+
+
+def restore(content: Mapping[str, Any], table: pd.DataFrame) -> ObservationSet:
+    """Restores a set from its operator and its rows.
+
+    Values that were not observed have no row. They are left out of the operator by their index.
+    """
+
+    size, index = int(content["size"]), table["index"].to_numpy()
+    names = [n for n in table.columns if n not in ("observation", "std", "set", "index")]
+    columns: dict[str, np.ndarray] = {}
+    for name in names:
+        text = name == "variable"
+        columns[name] = np.full(size, "" if text else np.nan, dtype=object if text else np.float64)
+        columns[name][index] = table[name].to_numpy()
+    y, std = np.full(size, np.nan), np.full(size, np.nan)
+    y[index], std[index] = table["observation"], table["std"]
+
+    return ObservationSet(from_config(content["operator"]), Points(columns), y, std)
+
+
+def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
+    """A column as numbers."""
+
+    try:
+        return table[name].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the column {name!r} must hold numbers: {error}") from error
