@@ -1,0 +1,224 @@
+"""Solvers in observation space.
+
+Everything that a Gaussian analysis needs is of one form,
+
+    A_f v = (H f(Σ) Hᵀ + R) v = e,
+
+with `f` applied to the eigenvalues of a covariance `Σ = Vᵀ diag(λ) V`. Where the number of
+observations `m` allows, `E = V Hᵀ` is computed once and `A_f = Eᵀ diag(f(λ)) E + R` is one small
+matrix, factorised once and shared by all members. Otherwise, and where `H` is linearised at each
+member, the system is solved by conjugate gradients.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..covariance import Covariance
+
+Function = Callable[[Tensor], Tensor]
+Key = tuple[str, float]
+Noise = Callable[[tuple[int, ...]], Tensor]
+
+
+@dataclass
+class Tangent:
+    """An observation operator, linearised at a batch of trajectories.
+
+    Attributes:
+        value: The operator's value, with shape `(member, m)`.
+        jvp: The tangent-linear operator, `(member, *shape)` to `(member, m)`.
+        vjp: Its adjoint, `(member, m)` to `(member, *shape)`.
+    """
+
+    value: Tensor
+    jvp: Callable[[Tensor], Tensor]
+    vjp: Callable[[Tensor], Tensor]
+
+
+def conjugate_gradients(
+    operator: Callable[[Tensor], Tensor],
+    b: Tensor,
+    tolerance: float = 1e-5,
+    iterations: int = 200,
+) -> Tensor:
+    """Solves `A v = b` for symmetric positive definite `A`, batched.
+
+    A member is frozen once its residual is below `tolerance` times `‖b‖`: its result does not
+    depend on the others of its batch.
+
+    Arguments:
+        operator: The map `v -> A v`, with shape `(member, m)`.
+        b: The right-hand side, with shape `(member, m)`.
+        tolerance: The relative residual at which to stop.
+        iterations: The largest number of iterations.
+    """
+
+    tiny = torch.finfo(b.dtype).tiny
+    v, r, p = torch.zeros_like(b), b, b
+    rr = r.square().sum(1, keepdim=True)
+    stop = tolerance**2 * rr
+
+    for _ in range(iterations):
+        active = rr > stop
+        if not active.any():
+            break
+        q = operator(p)
+        step = torch.where(active, rr / (p * q).sum(1, keepdim=True).clamp(min=tiny), 0.0)
+        v, r = v + step * p, r - step * q
+        new = torch.where(active, r.square().sum(1, keepdim=True), rr)
+        p = torch.where(active, r + new / rr.clamp(min=tiny) * p, p)
+        rr = new
+
+    return v
+
+
+def gmres(operator: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """Solves `A v = b` for any `A` by a fixed number of GMRES iterations, batched.
+
+    References:
+        GMRES: a generalized minimal residual algorithm (Saad and Schultz, 1986)
+
+    Arguments:
+        operator: The map `v -> A v`, with shape `(member, m)`.
+        b: The right-hand side, with shape `(member, m)`.
+        iterations: The number of applications of the operator.
+    """
+
+    iterations = min(iterations, b.shape[1])
+    tiny = torch.finfo(b.dtype).tiny
+    norm = b.norm(dim=1, keepdim=True)
+    basis = [b / norm.clamp(min=tiny)]
+    hessenberg = torch.zeros(len(b), iterations + 1, iterations, dtype=torch.float64)
+    hessenberg = hessenberg.to(b.device)
+
+    for j in range(iterations):
+        w = operator(basis[j])
+        for _ in range(2):  # orthogonalised twice: once is not enough in single precision
+            for i in range(j + 1):
+                overlap = (w * basis[i]).sum(1)
+                hessenberg[:, i, j] += overlap
+                w = w - overlap[:, None] * basis[i]
+        length = w.norm(dim=1)
+        hessenberg[:, j + 1, j] = length
+        basis.append(w / length.clamp(min=tiny)[:, None])
+
+    rhs = torch.zeros(len(b), iterations + 1, 1, dtype=torch.float64, device=b.device)
+    rhs[:, 0, 0] = norm[:, 0]
+    weights = torch.linalg.pinv(hessenberg) @ rhs
+
+    return sum(weights[:, j].to(b.dtype) * basis[j] for j in range(iterations))
+
+
+class ObservationSpace:
+    """The systems `(H f(Σ) Hᵀ + R) v = e` of one covariance and one likelihood.
+
+    Arguments:
+        covariance: The covariance `Σ`.
+        likelihood: The likelihood, which has `H` and `R`.
+        limit: The largest size `m n` of `E = V Hᵀ` and the largest cost `m² n / 1000` of a matrix
+            for the direct solve. Beyond, and for non-linear `H`, conjugate gradients.
+        tolerance: The relative residual of conjugate gradients.
+        iterations: The largest number of conjugate gradient iterations.
+    """
+
+    def __init__(
+        self,
+        covariance: Covariance,
+        likelihood: Any,
+        limit: float = 1e8,
+        tolerance: float = 1e-4,
+        iterations: int = 200,
+    ) -> None:
+        self.covariance = covariance
+        self.likelihood = likelihood
+        self.limit = limit
+        self.tolerance = tolerance
+        self.iterations = iterations
+        self.std = likelihood.std
+        m, n = len(self.std), covariance.eigenvalues.numel()
+        self.direct = likelihood.linear and m * n <= limit and m * m * n / 1000 <= limit
+        self._columns: Tensor | None = None
+        self._factors: dict[Key, Tensor] = {}
+
+    @property
+    def columns(self) -> Tensor:
+        """The matrix `Eᵀ`, rows `V Hᵀ e_j`, with shape `(m, n')`."""
+
+        if self._columns is None:
+            columns = self.likelihood.columns().to(self.covariance.eigenvalues)
+            self._columns = torch.cat([self.covariance.transform(c) for c in columns.split(64)])
+
+        return self._columns
+
+    def matrix(self, fn: Function) -> Tensor:
+        """The matrix `H f(Σ) Hᵀ + R` in float64, with shape `(m, m)`."""
+
+        gram = torch.zeros(len(self.std), len(self.std), dtype=torch.float64).to(self.std.device)
+        size = max(1, 2**24 // len(self.std))
+        weights = fn(self.covariance.eigenvalues.double())
+        for part, weight in zip(self.columns.split(size, dim=1), weights.split(size), strict=True):
+            part = part.double()
+            gram += (part * weight) @ part.T
+
+        return gram + torch.diag(self.std.double() ** 2)
+
+    def factor(self, fn: Function, key: Key) -> Tensor:
+        """The Cholesky factor of `matrix(fn)`, computed once for each key."""
+
+        if key not in self._factors:
+            self._factors[key] = torch.linalg.cholesky(self.matrix(fn))
+
+        return self._factors[key]
+
+    def solve(self, fn: Function, e: Tensor, tangent: Tangent | None, key: Key) -> Tensor:
+        """Solves `(H f(Σ) Hᵀ + R) v = e`.
+
+        Arguments:
+            fn: The elementwise function `f` of the eigenvalues.
+            e: The right-hand side, with shape `(member, m)`.
+            tangent: The linearised operator, unused by the direct solve.
+            key: A name of `f`, under which its factor is kept.
+        """
+
+        if self.direct:
+            return torch.cholesky_solve(e.double().T, self.factor(fn, key)).T.to(e.dtype)
+
+        def operator(v: Tensor) -> Tensor:
+            return v + tangent.jvp(self.covariance.apply(fn, tangent.vjp(v / self.std))) / self.std
+
+        # Whitened by R, the spectrum begins at one.
+        v = conjugate_gradients(operator, e / self.std, self.tolerance, self.iterations)
+
+        return v / self.std
+
+    def forward(self, fn: Function, x: Tensor, tangent: Tangent | None) -> Tensor:
+        """`H f(Σ) x`, with shape `(member, m)`."""
+
+        if self.direct:
+            weights = fn(self.covariance.eigenvalues)
+            return (self.covariance.transform(x) * weights) @ self.columns.T
+
+        return tangent.jvp(self.covariance.apply(fn, x))
+
+    def adjoint(self, fn: Function, v: Tensor, tangent: Tangent | None) -> Tensor:
+        """`f(Σ) Hᵀ v`, with shape `(member, *shape)`."""
+
+        if self.direct:
+            return self.covariance.inverse((v @ self.columns) * fn(self.covariance.eigenvalues))
+
+        return self.covariance.apply(fn, tangent.vjp(v))
+
+    def draw(self, fn: Function, tangent: Tangent | None, key: Key, noise: Noise) -> Tensor:
+        """Draws from `N(0, H f(Σ) Hᵀ + R)`, with shape `(member, m)`."""
+
+        eta = noise((len(self.std),))
+        if self.direct:
+            return (eta.double() @ self.factor(fn, key).T).to(eta.dtype)
+
+        root = self.forward(lambda e: fn(e).sqrt(), noise(self.covariance.shape), tangent)
+
+        return root + self.std * eta
