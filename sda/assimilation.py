@@ -10,8 +10,8 @@ once and before all blocks. The same ensemble results from any block size, and f
 interrupted and resumed.
 """
 
+import copy
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
+from .denoiser import Denoiser, GaussianDenoiser
 from .store import PosteriorMemory, PosteriorWriter, check_target, first_line
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # The states that a member's sampling holds at once: the multistep history, the guidance's and the
 # Langevin step's intermediate fields, complex ones counted twice. Measured as peak memory.
 COPIES = 40
+# The values that a network's evaluation holds at once, per window and cell.
+ACTIVATIONS = 1024
 # More members per block make nothing faster, and a block is what an interrupt costs.
 LARGEST_BLOCK = 256
 
@@ -139,13 +141,21 @@ def assimilate(
     levels = {name: value for name, value in levels.items() if value is not None}
     schedule = {"sampler": sampler, "steps": steps, **levels}
 
-    climatology = prior.climatology.to(device)
+    prior = prior.to(device)
+    climatology = prior.climatology
     likelihood = observations.likelihood(layout, time, dtype=dtype, device=device)
     likelihood = likelihood.normalise(climatology.mean, climatology.scale)
+    guided = guide(
+        method,
+        trajectory_denoiser(prior, len(time), dtype, memory),
+        likelihood,
+        climatology.covariance(len(time), dtype),
+        **options,
+    )
     settings = {
         "task": task,
-        "prior": fingerprint(prior),
-        "observations": fingerprint(observations),
+        "prior": prior.hash,
+        "observations": observations.hash(),
         "time": [float(time[0]), float(time[-1]), len(time)],
         "members": members,
         "seed": seed,
@@ -159,13 +169,6 @@ def assimilate(
     elif block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
 
-    guided = guide(
-        method,
-        prior.trajectory(len(time)).to(device=device),
-        likelihood,
-        climatology.covariance(len(time), dtype),
-        **options,
-    )
     attrs = provenance(settings, prior)
     sink: PosteriorWriter | PosteriorMemory
     if out is None:
@@ -221,8 +224,7 @@ def trajectory_times(prior: "Prior", observations: "Observations", time: Any = N
     """
 
     dt = prior.layout.dt
-    observed = np.asarray(observations.times, dtype=np.float64)
-    first, last = float(observed.min()), float(observed.max())
+    first, last = observations.span
     if time is None:
         length = 1 + math.ceil((last - first) / dt - 1e-3)
         # Observations may span less than the prior's window; the states before them are free.
@@ -275,6 +277,20 @@ def langevin_steps(langevin: "Langevin | str | None", fields: bool) -> "Langevin
     if langevin not in presets:
         raise ValueError(f"unknown langevin {langevin!r}: expected one of {', '.join(presets)}")
     return presets[langevin]()
+
+
+def trajectory_denoiser(
+    prior: "Prior", length: int, dtype: torch.dtype, memory: int | str
+) -> Denoiser:
+    """The prior's denoiser of trajectories, in a precision, with its windows in batches."""
+
+    if prior.gaussian:
+        return GaussianDenoiser(prior.climatology.covariance(length, dtype))
+    cells = math.prod(prior.layout.shape[1:])
+    batch = max(1, size_in_bytes(memory) // (4 * ACTIVATIONS * cells))
+    denoiser = prior.trajectory(length, batch=batch)
+
+    return denoiser if dtype == torch.float32 else copy.deepcopy(denoiser).double()
 
 
 def block_size(members: int, shape: tuple[int, ...], dtype: torch.dtype, memory: int | str) -> int:
@@ -365,24 +381,6 @@ def provenance(settings: Mapping[str, Any], prior: "Prior") -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": json.dumps(versions),
     }
-
-
-def digest(*parts: Any) -> str:
-    """A SHA-256 over tensors, arrays and plain JSON types."""
-
-    sha = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            part = part.detach().cpu().numpy()
-        if isinstance(part, np.ndarray):
-            sha.update(f"{part.dtype}{part.shape}".encode())
-            sha.update(np.ascontiguousarray(part).tobytes())
-        elif isinstance(part, Mapping):
-            for key in sorted(part):
-                sha.update(f"{key}:{digest(part[key])}".encode())
-        else:
-            sha.update(json.dumps(part, sort_keys=True, default=str).encode())
-    return sha.hexdigest()
 
 
 def plain(langevin: "Langevin | None") -> dict[str, Any] | None:
