@@ -1,0 +1,1 @@
+"""Benchmarks with an exact reference: the logic behind `scripts/bench_*.py`."""
