@@ -148,7 +148,9 @@ class Likelihood:
             ValueError: If the mean or the scale does not fit the trajectories.
         """
 
-        mean, scale = (each.to(dtype=self.y.dtype, device=self.y.device) for each in (mean, scale))
+        mean, scale = (
+            ordinary(each.to(dtype=self.y.dtype, device=self.y.device)) for each in (mean, scale)
+        )
         if mean.shape != self.shape[1:] or scale.shape != self.shape[1:2]:
             raise ValueError(
                 f"mean and scale must have shapes {self.shape[1:]} and {self.shape[1:2]}, "

@@ -197,7 +197,7 @@ class Observations:
     @property
     def variables(self) -> tuple[str, ...]:
         """The names of what was observed."""
-        return tuple(dict.fromkeys(n for each in self.sets for n in each.domain.variables))
+        return tuple(dict.fromkeys(n for each in self.sets for n in each.rows()["variable"]))
 
     def __repr__(self) -> str:
         first, last = self.span
@@ -231,6 +231,7 @@ class Observations:
 
         return digest.hexdigest()
 
+    @torch.inference_mode(False)  # tensors made in inference mode cannot be differentiated through
     def likelihood(
         self,
         layout: Layout,

@@ -220,7 +220,12 @@ def anchored(operator: Operator, grid: Grid) -> Operator:
     return operator
 
 
-def check_linear(operator: Bound, trials: int = 2, tolerance: float = 1e-4) -> None:
+def check_linear(
+    operator: Bound,
+    trials: int = 2,
+    tolerance: float = 1e-4,
+    device: torch.device | str = "cpu",
+) -> None:
     """Checks that a bound operator which says that it is linear (or affine) is so.
 
     The test is `H(a x + b z) - H(0) = a (H(x) - H(0)) + b (H(z) - H(0))` for random `x`, `z`.
@@ -229,13 +234,16 @@ def check_linear(operator: Bound, trials: int = 2, tolerance: float = 1e-4) -> N
         operator: The bound operator.
         trials: The number of random pairs.
         tolerance: The largest deviation allowed, relative to the largest value.
+        device: The device that the operator is bound to.
 
     Raises:
         ValueError: If it is not linear.
     """
 
     shape = (trials, *operator.source.shape)
-    x, z = (torch.from_numpy(np.random.default_rng(i).standard_normal(shape)) for i in (0, 1))
+    x, z = (
+        torch.from_numpy(np.random.default_rng(i).standard_normal(shape)).to(device) for i in (0, 1)
+    )
     a, b = 1.75, -3.5  # exactly representable, so that only the operator is to blame
     try:
         h = [operator(v) for v in (a * x + b * z, x, z, 0 * x)]
