@@ -158,16 +158,33 @@ def coverage(histogram: ArrayLike, levels: Sequence[float] = LEVELS) -> NDArray[
     p = as_array(levels)
     if not ((p > 0) & (p < 1)).all():
         raise ValueError(f"levels must be within (0, 1), got {tuple(levels)}")
+
+    return cumulative(histogram, (1 + p) / 2) - cumulative(histogram, (1 - p) / 2)
+
+
+def pit_histogram(histogram: ArrayLike, bins: int = 20) -> NDArray[np.float64]:
+    """Gathers ranks into fewer bins: the histogram of (r + v) / (M + 1), see `coverage`.
+
+    Arguments:
+        histogram: Counts or frequencies, with shape `(*, rank)`.
+        bins: The number of bins. With as many as there are ranks, it is the rank histogram.
+
+    Returns:
+        The frequencies, with shape `(*, bin)`: 1 / bins each if calibrated.
+    """
+
+    return np.diff(cumulative(histogram, np.linspace(0, 1, bins + 1)), axis=-1)
+
+
+def cumulative(histogram: ArrayLike, at: NDArray) -> NDArray[np.float64]:
+    """The cumulative frequency of (r + v) / (M + 1), with shape `(*, at)`."""
+
     f = frequencies(histogram)
     edges = np.linspace(0, 1, f.shape[-1] + 1)
-    rows = [
-        np.interp((1 + p) / 2, edges, c) - np.interp((1 - p) / 2, edges, c)
-        for c in np.concatenate(
-            [np.zeros((*f.shape[:-1], 1)), np.cumsum(f, axis=-1)], axis=-1
-        ).reshape(-1, f.shape[-1] + 1)
-    ]
+    below = np.concatenate([np.zeros((*f.shape[:-1], 1)), np.cumsum(f, axis=-1)], axis=-1)
+    rows = [np.interp(at, edges, row) for row in below.reshape(-1, len(edges))]
 
-    return np.stack(rows).reshape(*f.shape[:-1], len(p))
+    return np.stack(rows).reshape(*f.shape[:-1], len(at))
 
 
 def spread_skill_replicas(moments: ArrayLike) -> NDArray[np.float64]:

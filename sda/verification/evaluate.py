@@ -24,6 +24,7 @@ from .spectra import spectrum
 
 # Values per sorting, such that its temporaries stay small beside the block that is loaded.
 FRAME_VALUES = 2**22
+PIT_BINS = 20
 
 
 def verify(
@@ -56,6 +57,7 @@ def verify(
     `crps`, `crps_plain`  fair, and that of the ensemble as it is
     `energy_score`        `(time)`, fair; over all variables and space, if the units are one
     `rank_histogram`      `(variable, rank)`, with `rank_reliability`: 0 if flat
+    `pit_histogram`       `(variable, bin)`, the ranks over M, in 20 bins at most
     `coverage`            `(variable, level)`, of central intervals: the level if calibrated
     `spectrum`            `(member, variable, wavenumber)`, `spectrum_truth`, `spectrum_ratio`,
                           over periodic dimensions; `energy_ratio` sums the variables
@@ -308,7 +310,7 @@ class Task:
         return failed
 
 
-Entry = tuple[Any, Any]
+Entry = tuple[Any, ...]
 
 
 def marginal_scores(
@@ -413,6 +415,7 @@ def assemble_marginal(
     ratio = divide((m + 1) / m * by_time["variance"], by_time["mse"])
     scores["spread_skill"] = (("variable", "time"), np.sqrt(ratio))
 
+    bins = min(m + 1, PIT_BINS)
     # Each variable has the same say, whatever its units.
     relative = divide(moments, moments.sum(axis=1, keepdims=True))
     for dims, prefix, suffix, c, f in (
@@ -421,12 +424,12 @@ def assemble_marginal(
     ):
         ratios = np.moveaxis(calibration.spread_skill_replicas(np.moveaxis(c, 0, -1)), -1, 0)
         reliability = calibration.reliability_index(f)
-        histogram, covered = calibration.frequencies(f), calibration.coverage(f, task.levels)
         for name, replicas, extra in (
             (f"{prefix}spread_skill{suffix}", ratios, None),
             (f"{prefix}rank_reliability{suffix}", reliability, None),
-            (f"{prefix}rank_histogram", histogram, "rank"),
-            (f"{prefix}coverage", covered, "level"),
+            (f"{prefix}rank_histogram", calibration.frequencies(f), "rank"),
+            (f"{prefix}pit_histogram", calibration.pit_histogram(f, bins), "bin"),
+            (f"{prefix}coverage", calibration.coverage(f, task.levels), "level"),
         ):
             low, high = calibration.band(replicas)
             axes = (*dims, extra) if extra else dims
@@ -434,6 +437,7 @@ def assemble_marginal(
             scores[f"{name}_low"], scores[f"{name}_high"] = (axes, low), (axes, high)
     scores["level"] = ("level", np.asarray(task.levels))
     scores["rank"] = ("rank", np.arange(m + 1))
+    scores["bin"] = ("bin", (np.arange(bins) + 0.5) / bins)
     if task.one_unit:
         scores["energy_score"] = ("time", energy)
         scores["overall_energy_score"] = ((), np.mean(energy[np.isfinite(energy)]))
@@ -469,7 +473,10 @@ def trajectory_scores(task: Task, members: NDArray) -> dict[str, Entry]:
     scores["increment_ratio"] = ("variable", np.sqrt(ratio))
     if axes:
         mean = spectra[members].mean(axis=0)
-        scores["wavenumber"] = ("wavenumber", np.arange(reference.shape[-1]))
+        shape = [task.posterior[task.names[0]].shape[a] for a in axes]
+        complete = min(n * max(period) / p for n, p in zip(shape, period, strict=True)) / 2
+        attrs = {"long_name": "isotropic wavenumber", "complete_up_to": int(complete)}
+        scores["wavenumber"] = ("wavenumber", np.arange(reference.shape[-1]), attrs)
         scores["spectrum"] = (("member", "variable", "wavenumber"), spectra)
         scores["spectrum_truth"] = (("variable", "wavenumber"), reference)
         scores["spectrum_ratio"] = (("variable", "wavenumber"), divide(mean, reference))

@@ -72,6 +72,14 @@ def test_coverage_is_the_level_for_calibrated_ensembles_of_any_size():
         np.testing.assert_allclose(got, levels, atol=0.01)
 
 
+def test_pit_histogram_gathers_ranks():
+    counts = np.arange(1.0, 13)
+    np.testing.assert_allclose(calibration.pit_histogram(counts, 12), counts / 78)
+    gathered = calibration.pit_histogram(counts, 4)
+    np.testing.assert_allclose(gathered, counts.reshape(4, 3).sum(axis=1) / 78)
+    assert calibration.pit_histogram(counts, 5).sum() == pytest.approx(1)
+
+
 def test_coverage_of_an_overconfident_ensemble_has_its_closed_form():
     x, y = 0.5 * draws(400, 4_000), draws(4_000, seed=1)
     levels = np.array([0.3, 0.6, 0.9])
