@@ -1,0 +1,205 @@
+"""Training windows, drawn at random from a store of trajectories.
+
+A batch is a function of `(seed, index)` alone: training that was interrupted goes on with the very
+batches that it would have seen. The store is read into memory once where it fits the budget;
+otherwise each batch reads its windows from it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from dynamics.layout import Layout
+
+from .climatology import Climatology
+from .symmetry import Symmetry, augment
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """The distribution of noise levels in training.
+
+    Arguments:
+        core: The range in which the network has something to learn, log-uniform.
+        tail: The whole range, log-uniform.
+        share: The share of the samples that come from the core.
+
+    Raises:
+        ValueError: If a range is not increasing and positive, or the share not in [0, 1].
+    """
+
+    core: tuple[float, float] = (0.01, 2.0)
+    tail: tuple[float, float] = (0.008, 100.0)
+    share: float = 0.8
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("core", self.core), ("tail", self.tail)):
+            if not 0 < low < high:
+                raise ValueError(f"{name} must be an increasing range of positive levels, got {(low, high)}")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share must be between 0 and 1, got {self.share}")
+
+    def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Draws `count` noise levels."""
+
+        low, high = np.where(
+            generator.random(count)[:, None] < self.share, np.log(self.core), np.log(self.tail)
+        ).T
+
+        return np.exp(low + (high - low) * generator.random(count))
+
+
+class Windows:
+    """Random access to the windows of a dataset of trajectories.
+
+    Arguments:
+        dataset: A dataset as `Layout.to_dataset` makes it, or the path of a store.
+        layout: The layout of the states.
+        window: The number of frames.
+        members: The members to draw from.
+        memory: The store is held in memory if it takes at most this many bytes.
+        device: Where the windows are wanted; a store that is held in memory is held there.
+
+    Raises:
+        ValueError: If the trajectories are shorter than the window, or there are no members.
+    """
+
+    def __init__(
+        self,
+        dataset: xr.Dataset,
+        layout: Layout,
+        window: int,
+        members: Sequence[int],
+        memory: int = 4 << 30,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        layout.check(dataset)
+        if dataset.sizes["time"] < window:
+            raise ValueError(
+                f"the window has {window} frames, but the trajectories only {dataset.sizes['time']}"
+            )
+        if not len(members):
+            raise ValueError("there are no members to draw windows from")
+        self.layout, self.window, self.device = layout, window, torch.device(device)
+        self.members = np.asarray(members)
+        self.starts = dataset.sizes["time"] - window + 1
+        self.dataset = dataset[list(layout.variables)]
+        size = len(members) * dataset.sizes["time"] * int(np.prod(layout.shape)) * 4
+        self.held: Tensor | None = None
+        if size <= memory:
+            array = layout.to_array(self.dataset.isel(member=self.members)).astype(np.float32)
+            self.held = torch.from_numpy(array).to(self.device)
+
+    def read(self, members: np.ndarray, starts: np.ndarray) -> Tensor:
+        """Reads windows `(B, window, channel, *space)`, by position among `members` and in time."""
+
+        if self.held is not None:
+            frames = torch.from_numpy(starts[:, None] + np.arange(self.window)).to(self.device)
+            return self.held[torch.from_numpy(members)[:, None].to(self.device), frames]
+        windows = [
+            self.layout.to_array(
+                self.dataset.isel(member=[self.members[m]], time=slice(i, i + self.window))
+            )[0]
+            for m, i in zip(members.tolist(), starts.tolist(), strict=True)
+        ]
+
+        return torch.from_numpy(np.stack(windows).astype(np.float32)).to(self.device)
+
+    def draw(self, count: int, generator: np.random.Generator) -> Tensor:
+        """Draws `count` windows uniformly."""
+
+        members = generator.integers(len(self.members), size=count)
+
+        return self.read(members, generator.integers(self.starts, size=count))
+
+
+class Batches(IterableDataset):
+    """Endless training batches `(x, noise, s)`, each a function of the seed and its index.
+
+    Arguments:
+        windows: The windows.
+        climatology: Normalises them.
+        batch: The number of windows in a batch.
+        seed: The seed.
+        start: The index of the first batch.
+        levels: The distribution of noise levels.
+        symmetries: Symmetries that augment the windows.
+        rank: The index of this process.
+        world: The number of processes; each takes its share of every batch.
+    """
+
+    def __init__(
+        self,
+        windows: Windows,
+        climatology: Climatology,
+        batch: int,
+        seed: int,
+        start: int = 0,
+        levels: NoiseLevels | None = None,
+        symmetries: Sequence[Symmetry] = (),
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch < 1 or batch % world:
+            raise ValueError(f"batch must be a positive multiple of the {world} processes, got {batch}")
+        self.windows, self.climatology, self.batch, self.seed = windows, climatology, batch, seed
+        self.start, self.levels = start, levels or NoiseLevels()
+        self.symmetries, self.rank, self.world = tuple(symmetries), rank, world
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns batch `index`: normalised windows, standard normal noise, noise levels."""
+
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, index))))
+        members = generator.integers(len(self.windows.members), size=self.batch)
+        starts = generator.integers(self.windows.starts, size=self.batch)
+        s = self.levels.draw(self.batch, generator)
+        keys = generator.integers(2**63, size=self.batch)
+
+        share = slice(self.rank, None, self.world)
+        x = self.windows.read(members[share], starts[share])
+        own = [np.random.Generator(np.random.Philox(key)) for key in keys[share]]
+        if self.symmetries:
+            x = torch.cat([
+                augment(x[i : i + 1], self.windows.layout, self.symmetries, g) for i, g in enumerate(own)
+            ])
+        x = self.climatology.normalise(x)
+        noise = np.stack([g.standard_normal(x.shape[1:], dtype=np.float32) for g in own])
+
+        return (
+            x,
+            torch.from_numpy(noise).to(x.device),
+            torch.from_numpy(s[share].astype(np.float32)).to(x.device),
+        )
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        index = self.start
+        while True:
+            yield self[index]
+            index += 1
+
+
+def open_dataset(source: xr.Dataset | str | Path) -> xr.Dataset:
+    """Opens a Zarr store or NetCDF file, lazily.
+
+    Raises:
+        FileNotFoundError: If there is nothing at the path.
+        ValueError: If xarray cannot read it.
+    """
+
+    if isinstance(source, xr.Dataset):
+        return source
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no dataset at {path}")
+    try:
+        if path.is_dir():
+            return xr.open_zarr(path)
+        return xr.open_dataset(path, chunks={})
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no Zarr store or NetCDF file that xarray opens: {error}") from error

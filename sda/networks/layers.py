@@ -1,0 +1,97 @@
+"""Layers that the networks share."""
+
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class LevelEmbedding(nn.Module):
+    """Embeds the logarithm of the noise level in sines, cosines and two layers.
+
+    Arguments:
+        features: The number of output features.
+        frequencies: The number of frequencies, from a quarter to four per e-fold.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, frequencies: int = 16) -> None:
+        super().__init__()
+        self.register_buffer(
+            "frequencies",
+            torch.exp(torch.linspace(math.log(0.25), math.log(4.0), frequencies)),
+            persistent=False,
+        )
+        self.layers = nn.Sequential(
+            nn.Linear(2 * frequencies + 1, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU()
+        )
+
+    def forward(self, log_s: Tensor) -> Tensor:
+        phase = log_s[:, None] * self.frequencies
+
+        return self.layers(torch.cat((log_s[:, None] / 4, phase.sin(), phase.cos()), dim=-1))
+
+
+class Convolution(nn.Module):
+    """A convolution that wraps around periodic dimensions and repeats the edge of all others.
+
+    Arguments:
+        channels_in: The number of input channels.
+        channels_out: The number of output channels.
+        periodic: Whether each spatial dimension is periodic.
+        kernel: The size of the kernel, odd.
+        stride: The stride.
+        dilation: The dilation.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        periodic: tuple[bool, ...],
+        kernel: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+    ) -> None:
+        super().__init__()
+        if len(periodic) not in CONVOLUTIONS:
+            raise ValueError(f"expected one to three spatial dimensions, got {len(periodic)}")
+        self.periodic = periodic
+        self.padding = dilation * (kernel // 2)
+        self.conv = CONVOLUTIONS[len(periodic)](
+            channels_in, channels_out, kernel, stride=stride, dilation=dilation
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(pad(x, self.padding, self.periodic))
+
+
+def pad(x: Tensor, width: int, periodic: tuple[bool, ...]) -> Tensor:
+    """Pads every spatial dimension of `(B, C, *space)` by `width` cells on both sides."""
+
+    if width == 0:
+        return x
+    count = len(periodic)
+    if all(periodic):
+        return F.pad(x, [width] * (2 * count), mode="circular")
+    for axis, wraps in enumerate(periodic):
+        widths = [0] * (2 * count)
+        widths[2 * (count - 1 - axis)] = widths[2 * (count - 1 - axis) + 1] = width
+        x = F.pad(x, widths, mode="circular" if wraps else "replicate")
+
+    return x
+
+
+def rms_normalise(x: Tensor) -> Tensor:
+    """Divides by the root mean square over the channels (dimension 1), from below one to one."""
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1)
+
+
+def per_channel(m: Tensor, x: Tensor) -> Tensor:
+    """Makes `(B, C)` broadcast against `x`, `(B, C, *space)`."""
+    return m.reshape(*m.shape, *[1] * (x.ndim - 2))

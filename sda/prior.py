@@ -1,0 +1,267 @@
+"""Priors: what is known of trajectories before they are observed.
+
+A prior is a climatology, with a window network on top or without (the Gaussian prior), and the
+layout of the states. It is saved as a folder that a text editor reads:
+
+    prior.json                 layout, network, training, checksums
+    climatology.safetensors    mean, scale, window covariance
+    weights.safetensors        the network (absent in a Gaussian prior)
+    README.md                  the model card
+
+Nothing in it is executed or unpickled.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from dynamics.layout import Layout
+
+from .climatology import Climatology
+from .covariance import Covariance
+from .data import open_dataset
+from .denoiser import Denoiser, GaussianDenoiser
+from .symmetry import Symmetry
+from .trajectory import TrajectoryDenoiser
+from .window import WindowDenoiser
+
+FORMAT = 1
+SHIPPED = Path(__file__).parent / "priors"
+
+
+class Prior:
+    """A prior of trajectories of any length.
+
+    Arguments:
+        climatology: The climatology of the states.
+        denoiser: The window network (default: none, the prior is Gaussian).
+        name: A name for provenance.
+        symmetries: The symmetries of the system.
+        info: What else is worth knowing (data, training, scores), as plain JSON types.
+    """
+
+    def __init__(
+        self,
+        climatology: Climatology,
+        denoiser: WindowDenoiser | None = None,
+        name: str = "unnamed",
+        symmetries: Sequence[Symmetry] = (),
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.climatology, self.denoiser, self.name = climatology, denoiser, name
+        self.symmetries, self.info = tuple(symmetries), dict(info or {})
+
+    @property
+    def layout(self) -> Layout:
+        return self.climatology.layout
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether there is no network."""
+        return self.denoiser is None
+
+    @property
+    def window(self) -> int:
+        """The number of frames that the prior needs at least."""
+        return 1 if self.denoiser is None else self.denoiser.window
+
+    def covariance(self, length: int) -> Covariance:
+        """The covariance of trajectories of `length` frames of normalised anomalies."""
+        return self.climatology.covariance(length)
+
+    def trajectory(
+        self,
+        length: int,
+        stride: int | None = None,
+        batch: int | None = None,
+        gaussian_part: bool | None = None,
+    ) -> Denoiser:
+        """The denoiser of trajectories of `length` frames of normalised anomalies.
+
+        Arguments:
+            length: The number of frames, at least that of the window.
+            stride: The distance between windows (default: half a window).
+            batch: The largest number of windows in one evaluation.
+            gaussian_part: Whether the linear part comes from whole trajectories rather than
+                windows (default: yes, where there is a network preconditioned by it and more than
+                one window).
+
+        Raises:
+            ValueError: If `length` is shorter than the window.
+        """
+
+        if self.denoiser is None:
+            return GaussianDenoiser(self.covariance(length))
+        linear = self.denoiser.preconditioning == "wiener"
+        whole = length > self.window and linear if gaussian_part is None else gaussian_part
+        if whole and not linear:
+            raise ValueError("gaussian_part needs a network with Wiener preconditioning")
+        pair = (self.covariance(length), self.denoiser.covariance) if whole else None
+
+        return TrajectoryDenoiser(self.denoiser, self.window, length, stride, batch, pair)
+
+    def to(self, device: torch.device | str) -> "Prior":
+        """Moves the prior to a device."""
+
+        self.climatology.to(device)
+        if self.denoiser is not None:
+            self.denoiser.to(device)
+
+        return self
+
+    @property
+    def hash(self) -> str:
+        """A SHA-256 over the climatology and the weights."""
+
+        digest = hashlib.sha256()
+        tensors = self.climatology.tensors() | (
+            {} if self.denoiser is None else self.denoiser.network.state_dict()
+        )
+        for name, tensor in sorted(tensors.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+
+        return digest.hexdigest()
+
+    def save(self, path: str | Path, card: str | None = None) -> Path:
+        """Writes the prior's folder. Existing files of a prior are replaced one by one, atomically.
+
+        Arguments:
+            path: The folder.
+            card: The text of the model card (default: a short one).
+
+        Raises:
+            FileExistsError: If `path` exists and is not a prior's folder.
+        """
+
+        path = Path(path)
+        foreign = path.is_dir() and any(path.iterdir()) and not any(
+            (path / name).exists() for name in ("prior.json", "checkpoint")
+        )
+        if foreign or (path.exists() and not path.is_dir()):
+            raise FileExistsError(f"{path} exists and is no prior: choose another path")
+        path.mkdir(parents=True, exist_ok=True)
+        content = {
+            "format": FORMAT,
+            "name": self.name,
+            "layout": self.layout.to_json(),
+            "climatology": self.climatology.to_json(),
+            "symmetries": [symmetry.to_json() for symmetry in self.symmetries],
+            "denoiser": None,
+            "info": self.info,
+        }
+        write_tensors(self.climatology.tensors(), path / "climatology.safetensors")
+        checksums = {"climatology.safetensors": checksum(path / "climatology.safetensors")}
+        if self.denoiser is not None:
+            weights = {name: t.contiguous() for name, t in self.denoiser.network.state_dict().items()}
+            weights["static"] = self.denoiser.static.contiguous()
+            write_tensors(weights, path / "weights.safetensors")
+            checksums["weights.safetensors"] = checksum(path / "weights.safetensors")
+            content["denoiser"] = self.denoiser.to_json()
+        content["checksums"] = checksums
+        write_text(card or f"# {self.name}\n\nA prior of `{', '.join(self.layout.variables)}`.\n", path / "README.md")
+        write_text(json.dumps(content, indent=1) + "\n", path / "prior.json")
+
+        return path
+
+    @classmethod
+    def load(cls, name: str | Path, device: torch.device | str = "cpu") -> "Prior":
+        """Loads a shipped prior by its name, or a prior's folder by its path.
+
+        Raises:
+            FileNotFoundError: If there is none; the message lists the shipped ones.
+            ValueError: If the folder is damaged or of another format.
+        """
+
+        path = find(name)
+        try:
+            content = json.loads((path / "prior.json").read_text())
+            if content["format"] != FORMAT:
+                raise ValueError(
+                    f"{path} has prior format {content['format']}, this version reads {FORMAT}: update sda-torch"
+                )
+            for file, expected in content["checksums"].items():
+                if (given := checksum(path / Path(file).name)) != expected:
+                    raise ValueError(
+                        f"{path / file} is damaged: its SHA-256 is {given[:12]}…, expected {expected[:12]}…; "
+                        f"install or train the prior again"
+                    )
+            layout = Layout.from_json(content["layout"])
+            climatology = Climatology.from_tensors(
+                layout, content["climatology"], load_file(path / "climatology.safetensors")
+            )
+            denoiser = None
+            if content["denoiser"] is not None:
+                weights = load_file(path / "weights.safetensors")
+                static = weights.pop("static")
+                denoiser = WindowDenoiser(climatology, static=static, **content["denoiser"])
+                denoiser.network.load_state_dict(weights)
+                denoiser.eval().requires_grad_(False)
+            symmetries = [Symmetry(**s) for s in content["symmetries"]]
+        except FileNotFoundError as error:
+            raise ValueError(f"{path} is an incomplete prior: {Path(error.filename).name} is missing") from error
+        except (KeyError, TypeError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is a damaged prior: {error}") from error
+
+        return cls(climatology, denoiser, content["name"], symmetries, content["info"]).to(device)
+
+
+class GaussianPrior(Prior):
+    """The prior N(mean, Σ) of a climatology. It works for every task and needs no training."""
+
+    @classmethod
+    def fit(
+        cls,
+        dataset: xr.Dataset | str | Path,
+        window: int,
+        *,
+        symmetries: Sequence[Symmetry] = (),
+        name: str = "gaussian",
+        **options: Any,
+    ) -> "GaussianPrior":
+        """Fits the climatology of a dataset in one streamed pass, see `Climatology.fit`."""
+
+        climatology = Climatology.fit(open_dataset(dataset), window, symmetries=symmetries, **options)
+
+        return cls(climatology, name=name, symmetries=symmetries)
+
+
+def find(name: str | Path) -> Path:
+    """The folder of a prior, shipped or not."""
+
+    for path in (Path(name), SHIPPED / str(name)):
+        if (path / "prior.json").is_file():
+            return path
+    shipped = sorted(p.parent.name for p in SHIPPED.glob("*/prior.json"))
+    if Path(name).is_dir():
+        raise FileNotFoundError(f"{name} is a folder without prior.json: it is no prior")
+
+    raise FileNotFoundError(f"there is no prior {str(name)!r}: give a path, or one of {shipped}")
+
+
+def checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Writes a safetensors file in one atomic step."""
+
+    part = path.with_name(path.name + ".part")
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part)
+    os.replace(part, path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Writes a text file in one atomic step."""
+
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)

@@ -1,0 +1,393 @@
+"""Training of window networks.
+
+The loss is the denoising error relative to that of the Wiener filter,
+
+.. math:: E_{x, \\varepsilon, s} \\left[ \\frac{\\| D(x + s \\, \\varepsilon, s) - x \\|^2}{n \\, r(s)^2} \\right],
+
+so the Gaussian prior scores one at every noise level, and what a network has learned beyond linear
+is what it scores below one. Lightning runs the loop (devices, distribution); checkpoints are
+safetensors and JSON, and a run that was killed goes on as if it had not been.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dynamics.layout import Layout
+
+from .climatology import Climatology
+from .data import Batches, NoiseLevels, Windows, open_dataset
+from .denoiser import broadcast
+from .prior import Prior
+from .symmetry import Symmetry
+from .window import WindowDenoiser
+
+REPORT_LEVELS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over the steps: warm-up, constant, decay to zero.
+
+    Arguments:
+        steps: The number of steps.
+        warmup: The number of steps over which the rate rises.
+        decay: The share of the steps, at the end, over which the rate falls.
+    """
+
+    steps: int
+    warmup: int = 100
+    decay: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.warmup < 0 or not 0 <= self.decay <= 1:
+            raise ValueError(
+                f"expected steps ≥ 1, warmup ≥ 0 and decay in [0, 1], got steps={self.steps}, "
+                f"warmup={self.warmup}, decay={self.decay}"
+            )
+
+    def __call__(self, step: int) -> float:
+        """The factor on the learning rate at a step."""
+
+        rise = min(1.0, (step + 1) / (self.warmup + 1))
+        last = max(1.0, self.decay * self.steps)
+        fall = min(1.0, (self.steps - step) / last)
+
+        return rise * max(fall, 0.0)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What a training run depends on, besides the data.
+
+    Arguments:
+        window: The number of frames of a window.
+        network: The network's name and options.
+        preconditioning: "wiener" or "karras".
+        advection: Whether the network sees advection channels.
+        incompressible: Whether the network's output is a streamfunction.
+        static: Variables of the dataset, without time, that the network sees.
+        climatology_window: The number of frames of the climatology (default: those of the window).
+        steps: The number of optimiser steps.
+        batch: The number of windows per step, over all processes.
+        rate: Muon's learning rate.
+        adam_rate: AdamW's learning rate.
+        warmup: The number of warm-up steps.
+        decay: The share of the steps over which the rate falls to zero.
+        clip: The largest norm of the gradient.
+        ema: The decay rate of the average of the weights that becomes the prior.
+        levels: The distribution of noise levels.
+        held_out: The share of the members, at the end, that are never trained on.
+        seed: The seed of weights, windows and noise.
+        precision: "float32" or "bfloat16", of the network alone.
+    """
+
+    window: int
+    network: Mapping[str, Any] = field(default_factory=lambda: {"name": "gated"})
+    preconditioning: str = "wiener"
+    advection: bool = False
+    incompressible: bool = False
+    static: Sequence[str] = ()
+    climatology_window: int | None = None
+    steps: int = 10_000
+    batch: int = 16
+    rate: float = 0.01
+    adam_rate: float = 1e-3
+    warmup: int = 100
+    decay: float = 0.3
+    clip: float = 1.0
+    ema: float = 0.999
+    levels: NoiseLevels = field(default_factory=NoiseLevels)
+    held_out: float = 0.1
+    seed: int = 0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be float32 or bfloat16, got {self.precision!r}")
+        for name in ("window", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("rate", "adam_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+def train(
+    dataset: xr.Dataset | str | Path,
+    out: str | Path,
+    options: TrainingOptions,
+    *,
+    name: str | None = None,
+    symmetries: Sequence[Symmetry] = (),
+    device: str = "auto",
+    devices: int = 1,
+    memory: int = 4 << 30,
+    checkpoint_every: int = 500,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+    info: Mapping[str, Any] | None = None,
+) -> Prior:
+    """Trains a prior on a store of trajectories and saves it as a folder.
+
+    The folder also receives `log.csv`: the loss, the Gaussian's loss on the same windows beside it,
+    and the learning rate; and `checkpoint/`, from which an interrupted run is resumed.
+
+    Arguments:
+        dataset: Trajectories as `simulate` writes them; may be larger than memory.
+        out: The folder of the prior.
+        options: What the run depends on.
+        name: The name of the prior (default: that of the folder).
+        symmetries: Symmetries of the system: windows are augmented and statistics averaged by them.
+        device: "auto", "cpu" or "cuda".
+        devices: The number of devices.
+        memory: Stores of at most this many bytes are held in memory (on the GPU, where there is one).
+        checkpoint_every: The number of steps between checkpoints.
+        overwrite: Whether an existing prior may be replaced.
+        resume: Whether to go on from the folder's checkpoint.
+        progress: Whether to show a progress bar.
+        info: What else to record.
+
+    Returns:
+        The prior, with averaged weights.
+
+    Raises:
+        FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given.
+        FileNotFoundError: If there is nothing to resume.
+        ValueError: If options, data and checkpoint do not fit together.
+    """
+
+    from .training_loop import Recorder, Trainer, TrainingModule
+
+    out = Path(out)
+    checkpoint = out / "checkpoint"
+    if resume and not (checkpoint / "state.json").exists():
+        raise FileNotFoundError(f"there is no checkpoint in {checkpoint}: start without resume=true")
+    if out.exists() and any(out.iterdir()) and not (resume or overwrite):
+        raise FileExistsError(f"{out} exists: give overwrite=true, resume=true or another path")
+
+    data = open_dataset(dataset)
+    layout = Layout.from_dataset(data, [str(v) for v in data.data_vars if "time" in data[v].dims])
+    accelerator = pick_device(device)
+    training, held_out = split_members(data.sizes.get("member", 1), options.held_out)
+
+    torch.manual_seed(options.seed)
+    if resume:
+        climatology = Climatology.from_tensors(
+            layout,
+            json.loads((checkpoint / "state.json").read_text())["climatology"],
+            load_file(checkpoint / "climatology.safetensors"),
+        )
+    else:
+        climatology = Climatology.fit(
+            data.isel(member=training),
+            options.climatology_window or options.window,
+            layout=layout,
+            symmetries=symmetries,
+        )
+    static = static_fields(data, options.static, layout)
+    denoiser = WindowDenoiser(
+        climatology,
+        options.window,
+        options.network,
+        options.preconditioning,
+        options.levels.tail,
+        static,
+        options.advection,
+        options.incompressible,
+    )
+    module = TrainingModule(denoiser, options)
+    if resume:
+        module.restore(checkpoint)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+
+    windows = Windows(data, layout, options.window, training, memory, accelerator)
+    climatology_device = climatology.to(accelerator)
+    recorder = Recorder(out, climatology, checkpoint_every, keep_log=resume)
+    trainer = Trainer(
+        accelerator="gpu" if accelerator == "cuda" else "cpu",
+        devices=devices,
+        max_steps=options.steps - module.step,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        gradient_clip_val=options.clip,
+        callbacks=[recorder],
+    )
+    if module.step < options.steps:
+        batches = Batches(
+            windows,
+            climatology_device,
+            options.batch,
+            options.seed,
+            module.step,
+            options.levels,
+            symmetries,
+            trainer.global_rank,
+            trainer.world_size,
+        )
+        trainer.fit(module, DataLoader(batches, batch_size=None))
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+    climatology.cpu()
+
+    average = module.average.cpu().eval().requires_grad_(False)
+    average.precision = torch.float32
+    held = Windows(data, layout, options.window, held_out, memory)
+    errors = denoising_error(average, climatology, held)
+    record = {
+        "options": json.loads(json.dumps(asdict(options))),
+        "seconds": module.seconds,
+        "windows_seen": module.step * options.batch,
+        "parameters": sum(p.numel() for p in average.network.parameters()),
+        "denoising_error": errors,
+        "data": {str(k): str(v) for k, v in data.attrs.items()},
+        **(info or {}),
+    }
+    prior = Prior(climatology, average, name or out.name, symmetries, record)
+    prior.save(out, card=model_card(prior))
+
+    return prior
+
+
+def pick_device(device: str) -> str:
+    """Resolves "auto", and refuses a GPU that is not there.
+
+    Raises:
+        ValueError: If the device is unknown or absent.
+    """
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda was asked for, but torch sees no GPU: use device=cpu")
+
+    return device
+
+
+def split_members(members: int, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """The members to train on and those that are held out, the last ones.
+
+    Raises:
+        ValueError: If there are fewer than two members.
+    """
+
+    if members < 2:
+        raise ValueError(f"training needs at least two members, one of them held out, got {members}")
+    count = min(members - 1, max(1, round(held_out * members)))
+
+    return np.arange(members - count), np.arange(members - count, members)
+
+
+def static_fields(dataset: xr.Dataset, names: Sequence[str], layout: Layout) -> Tensor | None:
+    """Stacks static variables of a dataset, scaled to unit root mean square, `(k, *space)`.
+
+    Raises:
+        ValueError: If a variable is missing, depends on time, or is not on the grid.
+    """
+
+    fields = []
+    for name in names:
+        if name not in dataset:
+            raise ValueError(f"static variable {name!r} is not among {sorted(map(str, dataset.variables))}")
+        if set(dataset[name].dims) != set(layout.dims):
+            raise ValueError(
+                f"static variable {name!r} must have the dimensions {layout.dims}, got {dataset[name].dims}"
+            )
+        values = torch.from_numpy(dataset[name].transpose(*layout.dims).values).float()
+        fields.append(values / values.square().mean().sqrt().clamp(min=1e-12))
+
+    return torch.stack(fields) if fields else None
+
+
+@torch.no_grad()
+def denoising_error(
+    denoiser: WindowDenoiser,
+    climatology: Climatology,
+    windows: Windows,
+    levels: Sequence[float] = REPORT_LEVELS,
+    count: int = 128,
+    seed: int = 0,
+    batch: int = 32,
+) -> list[dict[str, float]]:
+    """The mean squared error per value on held-out windows, beside the Gaussian's on the same.
+
+    Returns:
+        One row per noise level: `s`, `network`, `gaussian`.
+    """
+
+    rows = []
+    generator = np.random.default_rng(np.random.SeedSequence((seed, 1)))
+    clean = climatology.normalise(windows.draw(count, generator))
+    noise = torch.from_numpy(generator.standard_normal(clean.shape, dtype=np.float32))
+    for s in levels:
+        network = gaussian = 0.0
+        for x, e in zip(clean.split(batch), noise.split(batch), strict=True):
+            noisy = x + s * e
+            network += float((denoiser.denoise(noisy, s) - x).square().sum())
+            gaussian += float((denoiser.covariance.wiener(noisy, s) - x).square().sum())
+        rows.append({"s": s, "network": network / clean.numel(), "gaussian": gaussian / clean.numel()})
+
+    return rows
+
+
+def model_card(prior: Prior) -> str:
+    """The text of the model card of a trained prior."""
+
+    info, options = prior.info, prior.info["options"]
+    rows = "\n".join(
+        f"| {row['s']:g} | {row['network']:.3g} | {row['gaussian']:.3g} | {row['network'] / row['gaussian']:.3f} |"
+        for row in info["denoising_error"]
+    )
+    data = "\n".join(f"- {key}: {value}" for key, value in info["data"].items())
+
+    return f"""# {prior.name}
+
+A prior of trajectories of `{", ".join(prior.layout.variables)}`, {prior.layout.shape} per state,
+dt = {prior.layout.dt:g}. Windows of {prior.window} states, any length of trajectory by composition.
+
+## Network and training
+`{options["network"]}`, {info["parameters"]:,} parameters, {options["preconditioning"]} preconditioning.
+{info["windows_seen"]:,} windows in {info["seconds"]:.0f} s of training, seed {options["seed"]}.
+
+## Held-out denoising error
+E‖D(x + s ε) − x‖² per normalised value, on members that were never trained on.
+
+| s | network | Gaussian | ratio |
+|---|---|---|---|
+{rows}
+
+## Data
+{data or "not recorded"}
+"""
+
+
+def relative_error(denoiser: WindowDenoiser, x: Tensor, noise: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses of the network and of the Gaussian, `(B)` each, relative to the Wiener error."""
+
+    noisy = x + broadcast(s, x) * noise
+    scale = denoiser.residual_variance(s)
+    network = (denoiser.denoise(noisy, s) - x).square().flatten(1).mean(1) / scale
+    with torch.no_grad():
+        gaussian = (denoiser.covariance.wiener(noisy, s) - x).square().flatten(1).mean(1) / scale
+
+    return network, gaussian
+

@@ -1,0 +1,192 @@
+"""The Lightning module of training, and the callback that logs and checkpoints it."""
+
+import copy
+import csv
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .climatology import Climatology
+from .compat import import_lightning
+from .optimiser import Muon, split_parameters
+from .prior import write_tensors, write_text
+from .training import Schedule, TrainingOptions, relative_error
+from .window import WindowDenoiser
+
+import_lightning()
+from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
+
+LOG_EVERY = 50
+
+
+class TrainingModule(LightningModule):
+    """A window network, its moving average, and their optimiser.
+
+    Arguments:
+        denoiser: The denoiser to train.
+        options: The options of the run.
+    """
+
+    def __init__(self, denoiser: WindowDenoiser, options: TrainingOptions) -> None:
+        super().__init__()
+        self.denoiser, self.options = denoiser, options
+        self.average = copy.deepcopy(denoiser).requires_grad_(False)
+        self.denoiser.precision = getattr(torch, options.precision)
+        self.schedule = Schedule(options.steps, options.warmup, options.decay)
+        self.step, self.seconds = 0, 0.0
+        self.recent: list[tuple[float, float]] = []
+        self.restored: dict[str, Tensor] | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        hidden, rest = split_parameters(self.denoiser.network)
+        optimiser = Muon(hidden, rest, self.options.rate, self.options.adam_rate)
+        for group in optimiser.param_groups:
+            group["initial_lr"] = group["lr"]
+        if self.restored is not None:
+            parameters = [p for group in optimiser.param_groups for p in group["params"]]
+            for key, tensor in self.restored.items():
+                index, name = key.split(".")
+                optimiser.state[parameters[int(index)]][name] = tensor.clone()
+            self.restored = None
+
+        return optimiser
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        optimiser = self.trainer.optimizers[0]
+        for group in optimiser.param_groups:
+            group["lr"] = group["initial_lr"] * self.schedule(self.step)
+            for parameter in group["params"]:
+                for name, value in optimiser.state[parameter].items():
+                    if torch.is_tensor(value) and value.device != parameter.device and value.ndim:
+                        optimiser.state[parameter][name] = value.to(parameter.device)
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        network, gaussian = relative_error(self.denoiser, *batch)
+        loss = network.mean()
+        self.recent.append((float(loss.detach()), float(gaussian.mean())))
+
+        return loss
+
+    def finish_step(self) -> None:
+        """Counts the step and moves the average."""
+
+        self.step += 1
+        # A young average forgets its start faster.
+        weight = 1 - min(self.options.ema, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            for old, new in zip(self.average.network.parameters(), self.denoiser.network.parameters(), strict=True):
+                old.lerp_(new, weight)
+
+    def save(self, path: Path, climatology: Climatology) -> None:
+        """Writes a checkpoint: safetensors first, the JSON that makes it valid last."""
+
+        path.mkdir(parents=True, exist_ok=True)
+        optimiser = self.trainer.optimizers[0]
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        state = {
+            f"{i}.{name}": value
+            for i, parameter in enumerate(parameters)
+            for name, value in optimiser.state[parameter].items()
+        }
+        tag = f"{self.step:08d}"
+        write_tensors(dict(self.denoiser.network.state_dict()), path / f"network-{tag}.safetensors")
+        write_tensors(dict(self.average.network.state_dict()), path / f"average-{tag}.safetensors")
+        write_tensors(state, path / f"optimiser-{tag}.safetensors")
+        write_tensors(climatology.tensors(), path / "climatology.safetensors")
+        content = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "climatology": climatology.to_json(),
+            "fingerprint": fingerprint(self.options),
+        }
+        write_text(json.dumps(content, indent=1), path / "state.json")
+        for old in path.glob("*-*.safetensors"):
+            if not old.stem.endswith(tag):
+                old.unlink()
+
+    def restore(self, path: Path) -> None:
+        """Reads a checkpoint.
+
+        Raises:
+            ValueError: If it was written under other options; the number of steps may differ.
+        """
+
+        content = json.loads((path / "state.json").read_text())
+        given, expected = fingerprint(self.options), content["fingerprint"]
+        if different := sorted(key for key in expected if given.get(key) != expected[key]):
+            raise ValueError(
+                "cannot resume with other options: "
+                + "; ".join(f"{key} was {expected[key]}, is {given.get(key)}" for key in different)
+            )
+        tag = f"{content['step']:08d}"
+        self.denoiser.network.load_state_dict(load_file(path / f"network-{tag}.safetensors"))
+        self.average.network.load_state_dict(load_file(path / f"average-{tag}.safetensors"))
+        self.restored = load_file(path / f"optimiser-{tag}.safetensors")
+        self.step, self.seconds = content["step"], content["seconds"]
+
+
+class Recorder(Callback):
+    """Logs the loss beside the Gaussian's, and writes checkpoints.
+
+    Arguments:
+        out: The folder of the prior.
+        climatology: The climatology, written into the checkpoint.
+        every: The number of steps between checkpoints.
+        keep_log: Whether to go on with an existing log.
+    """
+
+    def __init__(self, out: Path, climatology: Climatology, every: int, keep_log: bool) -> None:
+        self.out, self.climatology, self.every = out, climatology, every
+        self.log_path = out / "log.csv"
+        self.keep_log = keep_log
+        self.clock = 0.0
+
+    def on_train_start(self, trainer: Trainer, module: TrainingModule) -> None:  # type: ignore[override]
+        self.clock = time.monotonic()
+        rows: list[list[str]] = []
+        if self.keep_log and self.log_path.exists():
+            with self.log_path.open() as file:
+                rows = [row for row in list(csv.reader(file))[1:] if int(row[0]) <= module.step]
+        if trainer.is_global_zero:
+            with self.log_path.open("w", newline="") as file:
+                csv.writer(file).writerows([["step", "loss", "gaussian", "rate", "seconds"], *rows])
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, module: TrainingModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module.finish_step()
+        now = time.monotonic()
+        module.seconds += now - self.clock
+        self.clock = now
+        last = module.step == module.options.steps
+        if module.step % LOG_EVERY == 0 or last:
+            losses = torch.tensor(module.recent).mean(0)
+            module.recent.clear()
+            if not torch.isfinite(losses[0]):
+                raise FloatingPointError(
+                    f"the loss is {losses[0]:g} at step {module.step}: lower the learning rates, or "
+                    f"resume from the last checkpoint"
+                )
+            if trainer.is_global_zero:
+                with self.log_path.open("a", newline="") as file:
+                    rate = trainer.optimizers[0].param_groups[0]["lr"]
+                    csv.writer(file).writerow([
+                        module.step, f"{losses[0]:.5f}", f"{losses[1]:.5f}", f"{rate:.3g}", f"{module.seconds:.1f}"
+                    ])
+        if (module.step % self.every == 0 or last) and trainer.is_global_zero:
+            module.save(self.out / "checkpoint", self.climatology)
+
+
+def fingerprint(options: TrainingOptions) -> dict[str, str]:
+    """What must agree between a checkpoint and the run that goes on from it."""
+
+    content = {key: repr(value) for key, value in vars(options).items()}
+    for free in ("steps", "decay", "held_out", "precision"):
+        content.pop(free)
+
+    return content

@@ -1,0 +1,117 @@
+"""From windows to trajectories.
+
+In a Markov chain the score of a frame, given noisy neighbours, depends on the neighbours' near past
+and future: a trajectory's denoiser is put together from its windows', each frame taken from the
+window in which it is most central,
+
+.. math:: D(x, s)_i = D_{w(i)}(x_{b_{w(i)} : b_{w(i)} + W}, s)_{i - b_{w(i)}}.
+
+Windows start every `stride` frames, and one more ends with the trajectory. With the covariance of
+whole trajectories the linear part comes from it and only the network's residual from windows, which
+keeps correlations that are longer than a window.
+
+References:
+    | Rozet & Louppe (2023), Score-based Data Assimilation, arXiv 2306.10574.
+"""
+
+import torch
+from torch import Tensor
+
+from .covariance import Covariance
+from .denoiser import Denoiser
+
+
+class TrajectoryDenoiser(Denoiser):
+    """A denoiser of trajectories of any length, composed of windows.
+
+    Arguments:
+        window: A denoiser of windows `(B, W, channel, *space)`.
+        frames: The number W of frames of a window.
+        length: The number of frames L of a trajectory, at least W.
+        stride: The distance between windows (default: half a window).
+        batch: The largest number of windows in one evaluation (default: all).
+        covariance: The covariance of whole trajectories and of windows; if given, the linear part of
+            the estimate comes from the former and the residual from windows.
+
+    Raises:
+        ValueError: If the trajectory is shorter than a window, or the stride leaves frames out.
+    """
+
+    def __init__(
+        self,
+        window: Denoiser,
+        frames: int,
+        length: int,
+        stride: int | None = None,
+        batch: int | None = None,
+        covariance: tuple[Covariance, Covariance] | None = None,
+    ) -> None:
+        super().__init__(window.schedule)
+        stride = max(1, frames // 2) if stride is None else stride
+        if length < frames:
+            raise ValueError(f"a trajectory needs at least the window's {frames} frames, got {length}")
+        if not 1 <= stride <= frames:
+            raise ValueError(f"stride must be between 1 and the window's {frames} frames, got {stride}")
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
+        self.window, self.frames, self.length, self.stride = window, frames, length, stride
+        self.batch = batch
+        self.long, self.short = covariance or (None, None)
+        self.starts = window_starts(length, frames, stride)
+        owners = window_owners(length, frames, self.starts)
+        index = torch.tensor(self.starts)[:, None] + torch.arange(frames)
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("owner", torch.tensor(owners), persistent=False)
+        offset = torch.arange(length) - torch.tensor(self.starts)[owners]
+        self.register_buffer("offset", offset, persistent=False)
+
+    def denoise(self, x: Tensor, s: Tensor | float) -> Tensor:
+        if x.shape[1] != self.length:
+            raise ValueError(f"expected trajectories of {self.length} frames, got {x.shape[1]}")
+        if self.long is None:
+            return self._compose(x, s, self.window.denoise)
+
+        short = self.short
+        assert short is not None
+
+        def residual(w: Tensor, level: Tensor | float) -> Tensor:
+            return self.window.denoise(w, level) - short.wiener(w, level)
+
+        return self.long.wiener(x, s) + self._compose(x, s, residual)
+
+    def _compose(self, x: Tensor, s: Tensor | float, denoise) -> Tensor:  # type: ignore[no-untyped-def]
+        count = len(self.starts)
+        windows = x[:, self.index].flatten(0, 1)
+        if torch.is_tensor(s) and s.ndim:
+            s = s.repeat_interleave(count)
+        if self.batch is None or len(windows) <= self.batch:
+            out = denoise(windows, s)
+        else:
+            levels = s.split(self.batch) if torch.is_tensor(s) and s.ndim else None
+            out = torch.cat([
+                denoise(part, s if levels is None else levels[i])
+                for i, part in enumerate(windows.split(self.batch))
+            ])
+
+        return out.unflatten(0, (len(x), count))[:, self.owner, self.offset]
+
+
+def window_starts(length: int, frames: int, stride: int) -> list[int]:
+    """The first frames of the windows: every `stride`, and the last one that fits."""
+
+    starts = list(range(0, length - frames + 1, stride))
+    if starts[-1] != length - frames:
+        starts.append(length - frames)
+
+    return starts
+
+
+def window_owners(length: int, frames: int, starts: list[int]) -> list[int]:
+    """For each frame, the index of the window in which it is most central (the earlier in a tie)."""
+
+    owners = []
+    for frame in range(length):
+        inside = [i for i, b in enumerate(starts) if b <= frame < b + frames]
+        owners.append(max(inside, key=lambda i: (min(frame - starts[i], starts[i] + frames - 1 - frame), -i)))
+
+    return owners

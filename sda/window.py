@@ -1,0 +1,250 @@
+"""The window network: a learned denoiser of a few successive states.
+
+Most of what a network first learns of a denoiser is linear, and the linear part is known: it is the
+Wiener filter of the climatology. For fields the network learns the rest,
+
+.. math:: D(x, s) = W(x, s) + r(s) \\, \\mathrm{net}\\left(
+    \\frac{W(x, s)}{p(s)}, \\frac{x - W(x, s)}{s}, \\log s \\right),
+
+with the Wiener estimate W, its power p(s)², and its mean squared error r(s)². For vectors the same
+is written in the eigenbasis of Σ, whitened on both sides. The scalar preconditioning of Karras et al.
+is there to be compared with. Outside the range of noise levels that a network was trained on, the
+Wiener filter stands alone.
+
+References:
+    | Karras et al. (2022), Elucidating the design space of diffusion-based generative models,
+      arXiv 2206.00364.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from dynamics.spectral import derivative_wavenumbers
+
+from .climatology import Climatology
+from .covariance import Covariance
+from .denoiser import Denoiser, broadcast, levels
+from .networks import build_network, options_of
+
+PRECONDITIONINGS = ("wiener", "karras")
+
+
+class WindowDenoiser(Denoiser):
+    """A learned denoiser of windows of normalised anomalies, `(B, window, channel, *space)`.
+
+    Arguments:
+        climatology: The climatology of the states.
+        window: The number of frames.
+        network: The network's name and options, see `sda.networks.build_network`.
+        preconditioning: "wiener" or "karras".
+        noise_range: The noise levels that the network is trained on. Beyond them the Wiener filter
+            stands alone ("wiener" only).
+        static: Constant fields that the network sees, with shape `(k, *space)`.
+        advection: Whether the network sees the advection `−P(u·∇u)` of its Wiener estimate and the
+            residual of the trapezoidal rule (velocities `u`, `v` on a doubly periodic square).
+        incompressible: Whether the network's output is a streamfunction, so that its part of the
+            estimate is free of divergence (the same states).
+
+    Attributes:
+        precision: The dtype in which the network alone is evaluated, float32 or bfloat16.
+
+    Raises:
+        ValueError: If an argument does not fit the climatology's layout.
+    """
+
+    def __init__(
+        self,
+        climatology: Climatology,
+        window: int,
+        network: Mapping[str, Any],
+        preconditioning: str = "wiener",
+        noise_range: tuple[float, float] = (0.008, 100.0),
+        static: Tensor | None = None,
+        advection: bool = False,
+        incompressible: bool = False,
+    ) -> None:
+        super().__init__()
+        layout = climatology.layout
+        if preconditioning not in PRECONDITIONINGS:
+            raise ValueError(
+                f"preconditioning must be one of {PRECONDITIONINGS}, got {preconditioning!r}"
+            )
+        if window < 1:
+            raise ValueError(f"window must be at least 1, got {window}")
+        if not 0 < noise_range[0] < noise_range[1]:
+            raise ValueError(f"noise_range must be increasing and positive, got {noise_range}")
+        plane = len(layout.dims) == 2 and all(layout.periodic) and layout.shape[0] == 2
+        if (advection or incompressible) and not (plane and layout.shape[1] == layout.shape[2]):
+            raise ValueError(
+                f"advection and incompressible need two velocities on a doubly periodic square, got "
+                f"variables {layout.variables} on {dict(zip(layout.dims, layout.shape[1:], strict=True))}"
+            )
+        self.layout, self.window = layout, window
+        self.preconditioning, self.noise_range = preconditioning, tuple(noise_range)
+        self.advection, self.incompressible = advection, incompressible
+        self.covariance: Covariance = climatology.covariance(window)
+        self.register_buffer("mean", climatology.mean, persistent=False)
+        self.register_buffer("scale", climatology._scale, persistent=False)
+        fields = torch.zeros(0, *layout.shape[1:]) if static is None else static.float()
+        if fields.shape[1:] != layout.shape[1:]:
+            raise ValueError(
+                f"static fields must have shape (k, {', '.join(map(str, layout.shape[1:]))}), got "
+                f"{tuple(fields.shape)}"
+            )
+        self.register_buffer("static", fields)
+
+        folded = window * layout.shape[0]
+        if not layout.dims:
+            channels_in, channels_out = folded, folded
+        else:
+            channels_in = folded * (2 if preconditioning == "wiener" else 1) + len(fields)
+            channels_out = window if incompressible else folded
+        if advection:
+            channels_in += (2 * window - 1) * 2
+            self.period = float(layout.period[layout.dims[0]])
+            self.increment = max(_increment(climatology.covariance(2)), 1e-3)
+        self.precision = torch.float32
+        name, options = options_of(network)
+        self.network_config = {"name": name, **options}
+        self.network: nn.Module = build_network(
+            name, channels_in, channels_out, layout.periodic, **options
+        )
+
+    def residual_variance(self, s: Tensor) -> Tensor:
+        """r(s)², the mean squared error per value of the Wiener filter, with the shape of `s`."""
+        return self.covariance.wiener_variance(s)
+
+    def denoise(self, x: Tensor, s: Tensor | float) -> Tensor:
+        if x.shape[1:] != self.covariance.shape:
+            raise ValueError(
+                f"expected windows of shape (batch, {', '.join(map(str, self.covariance.shape))}), "
+                f"got {tuple(x.shape)}"
+            )
+        if self.preconditioning == "karras":
+            return self._karras(x, levels(s, x))
+        if not torch.is_tensor(s) or s.ndim == 0:
+            # One level for the whole batch: the common case of sampling.
+            if not self.noise_range[0] <= float(s) <= self.noise_range[1]:
+                return self.covariance.wiener(x, s)
+        s = levels(s, x)
+        estimate = self._vector(x, s) if not self.layout.dims else self._field(x, s)
+        inside = (s >= self.noise_range[0]) & (s <= self.noise_range[1])
+        if not bool(inside.all()):
+            return torch.where(broadcast(inside, x), estimate, self.covariance.wiener(x, s))
+
+        return estimate
+
+    def _evaluate(self, inputs: Tensor, s: Tensor) -> Tensor:
+        """Evaluates the network, and only the network, in the precision asked for."""
+
+        low = self.precision == torch.bfloat16
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=low):
+            return self.network(inputs, s.log()).to(inputs.dtype)
+
+    def _vector(self, x: Tensor, s: Tensor) -> Tensor:
+        z, e, q = self.covariance.transform(x), self.covariance.eigenvalues, s[:, None].square()
+        out = self._evaluate(z * torch.rsqrt(e + q), s)
+
+        return self.covariance.inverse(z * e / (e + q) + out * s[:, None] * torch.sqrt(e / (e + q)))
+
+    def _field(self, x: Tensor, s: Tensor) -> Tensor:
+        w = self.covariance.wiener(x, s)
+        r = broadcast(self.covariance.wiener_variance(s).sqrt(), x)
+        p = broadcast(self.covariance.wiener_power(s).clamp(min=1e-12).sqrt(), x)
+        inputs = [(w / p).flatten(1, 2), ((x - w) / broadcast(s, x)).flatten(1, 2)]
+        inputs.append(self.static.expand(len(x), *self.static.shape))
+        if self.advection:
+            inputs.extend(self._advection(w, r))
+        out = self._evaluate(torch.cat(inputs, dim=1), s)
+        out = self._curl(out) if self.incompressible else out.unflatten(1, self.covariance.shape[:2])
+
+        return w + r * out
+
+    def _karras(self, x: Tensor, s: Tensor) -> Tensor:
+        total = broadcast(torch.sqrt(1 + s.square()), x)
+        if self.layout.dims:
+            static = self.static.expand(len(x), *self.static.shape)
+            inputs = torch.cat(((x / total).flatten(1, 2), static), dim=1)
+        else:
+            inputs = (x / total).flatten(1)
+        out = self._evaluate(inputs, s)
+        if self.incompressible:
+            out = self._curl(out)
+
+        return x / total.square() + broadcast(s, x) / total * out.reshape(x.shape)
+
+    def _curl(self, psi: Tensor) -> Tensor:
+        """Velocities of unit-slope streamfunctions, `(B, window, y, x)` to `(B, window, 2, y, x)`."""
+
+        size = psi.shape[-2:]
+        ky, kx = derivative_wavenumbers(tuple(size), dtype=psi.dtype, device=psi.device)
+        h = torch.fft.rfft2(psi) / (ky.square() + kx.square()).sqrt().clamp(min=1)
+
+        return math.sqrt(2) * torch.fft.irfft2(torch.stack((-1j * ky * h, 1j * kx * h), dim=2), s=size)
+
+    def _advection(self, w: Tensor, r: Tensor) -> list[Tensor]:
+        """The change by advection within one dt, and what the trapezoidal rule leaves of increments."""
+
+        u = w * self.scale + self.mean
+        q = advection(u, self.period) * self.layout.dt / self.scale
+        left = w[:, 1:] - w[:, :-1] - (q[:, 1:] + q[:, :-1]) / 2
+
+        return [
+            (q / self.increment).clamp(-8, 8).flatten(1, 2),
+            (left / r).clamp(-8, 8).flatten(1, 2) * 0.7,
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "window": self.window,
+            "network": self.network_config,
+            "preconditioning": self.preconditioning,
+            "noise_range": list(self.noise_range),
+            "advection": self.advection,
+            "incompressible": self.incompressible,
+        }
+
+
+def advection(velocity: Tensor, period: float) -> Tensor:
+    """The solenoidal part of advection, `−P(u · ∇u)`, of velocities `(…, 2, y, x)`.
+
+    It is the velocity whose vorticity is `−u · ∇ω`; products are not dealiased.
+    """
+
+    size = tuple(velocity.shape[-2:])
+    ky, kx = derivative_wavenumbers(size, period, velocity.dtype, velocity.device)
+    k2 = ky.square() + kx.square()
+    inverse = torch.where(k2 > 0, 1 / k2.clamp(min=1e-12), torch.zeros_like(k2))
+    u, v = torch.fft.rfft2(velocity).unbind(dim=-3)
+    w = 1j * (kx * v - ky * u)
+    gradient = torch.fft.irfft2(torch.stack((1j * kx * w, 1j * ky * w), dim=-3), s=size)
+    tendency = torch.fft.rfft2((velocity * gradient).sum(-3)) * inverse
+
+    # ψ of the tendency −u·∇ω is +inverse · (u·∇ω)^ because ∇²ψ = ω.
+    return torch.fft.irfft2(torch.stack((-1j * ky * tendency, 1j * kx * tendency), dim=-3), s=size)
+
+
+def _increment(pair: Covariance) -> float:
+    """The root mean square difference of two successive frames."""
+
+    value = pair.apply(lambda e: e, _difference_probe(pair.shape)).flatten(1)
+    probe = _difference_probe(pair.shape).flatten(1)
+
+    return float((value * probe).sum(1).mean().clamp(min=0).sqrt())
+
+
+def _difference_probe(shape: tuple[int, ...]) -> Tensor:
+    """Unit differences between the two frames at every channel's first cell."""
+
+    probe = torch.zeros(shape[1], *shape)
+    for channel in range(shape[1]):
+        cell = (channel, *[0] * (len(shape) - 2))
+        probe[(channel, 0, *cell)] = -1
+        probe[(channel, 1, *cell)] = 1
+
+    return probe
