@@ -31,30 +31,18 @@ def simulate(config: Config) -> int:
 
     from .config import build_system
 
-    system = build_system(config["system"])
-    options = {
-        name: config[name] for name in ("overwrite", "resume", "progress", "dtype", "device")
-    }
-    if config["block"] is not None:
-        options["block"] = config["block"]
-    dataset = system.simulate(
+    names = ("stride", "dtype", "device", "overwrite", "resume", "progress")
+    dataset = build_system(config["system"]).simulate(
         config["members"],
-        need_length(config),
+        config["length"],
         spinup=config["spinup"],
         seed=config["seed"],
         out=config["out"],
-        **options,
+        member_block=config["block"],
+        **{name: config[name] for name in names},
     )
     say(f"{config['out']}: {sizes(dataset)}")
     return 0
-
-
-def need_length(config: Config) -> int:
-    """The number of states, which a simulation must be given."""
-
-    if config["length"] is None:
-        raise ValueError("length must be an integer of at least 1, got None")
-    return int(config["length"])
 
 
 def train(config: Config) -> int:
@@ -65,14 +53,8 @@ def train(config: Config) -> int:
 
     from .config import run_training
 
-    out = Path(config["out"])
-    if out.exists() and not (config["overwrite"] or config["resume"]):
-        raise FileExistsError(
-            f"{str(out)!r} exists: give overwrite=true to replace it, resume=true to go on with "
-            f"its training, or another path"
-        )
     run_training(config)
-    say(f"{out}: the prior is trained; sda assimilate prior={out} … uses it")
+    say(f"{config['out']}: the prior is ready, `sda assimilate prior={config['out']} …` uses it")
     return 0
 
 
@@ -82,8 +64,7 @@ def observe(config: Config) -> int:
     sda observe observing=lorenz63_lo truth=truth.zarr member=0 out=observations.zarr
     """
 
-    from .config import build_operator
-    from .observation import observe as observe_truth
+    from .config import build_observations
 
     truth = trajectory(config["truth"], config["member"])
     stop = None if config["length"] is None else config["start"] + config["length"]
@@ -93,15 +74,9 @@ def observe(config: Config) -> int:
             f"{truth.sizes['time']} states of {config['truth']}"
         )
     truth = truth.isel(time=slice(config["start"], stop))
-    out = fresh(config)
-    observations = observe_truth(
-        truth,
-        build_operator(config["observing"], truth),
-        std=config["observing"]["std"],
-        seed=config["seed"],
-    )
-    observations.save(out)
-    say(f"{out}: {observations}")
+    observations = build_observations(config["observing"], truth, config["seed"])
+    observations.save(config["out"], config["overwrite"])
+    say(f"{config['out']}: {observations}")
     return 0
 
 
@@ -115,11 +90,9 @@ def assimilate(config: Config) -> int:
     from .config import assimilation_options, build_prior
     from .observation import Observations
 
-    if not Path(config["observations"]).exists():
-        raise FileNotFoundError(f"no observations at {config['observations']!r}")
     observations = Observations.load(config["observations"])
     prior = build_prior(config["prior"])
-    posterior = run(prior, observations, **assimilation_options(config))
+    posterior = run(prior, observations, **assimilation_options(config, prior))
     say(f"{config['out']}: {sizes(posterior)}, {posterior.attrs['status']}")
     for message in posterior.attrs["failures"]:
         complain(message)
@@ -142,7 +115,7 @@ def verify(config: Config) -> int:
     say(str(summary(scores)))
     if out is not None:
         scores.to_netcdf(out)
-        say(f"{out}: {', '.join(map(str, scores.data_vars))}")
+        say(f"{out}: {len(scores.data_vars)} scores")
     return 0
 
 
@@ -181,38 +154,48 @@ def demo(config: Config) -> int:
     sda demo experiment=lorenz63_lo members=256 out=runs/lorenz63
     """
 
+    from .config import differences
+
     out = Path(config["out"])
     out.mkdir(parents=True, exist_ok=True)
-    chosen = config["choices"]
-    again = ["overwrite=true"] if config["overwrite"] else []
-    truth, observations, posterior = (
-        f"truth={out / 'truth.zarr'}",
-        f"observations={out / 'observations.zarr'}",
-        f"posterior={out / 'posterior.zarr'}",
-    )
-    system = [f"system.{key}={value}" for key, value in config["changes"]["system"].items()]
+
+    def group(name: str) -> list[str]:
+        return [f"{name}={config['choices'][name]}", *differences(config, name)]
+
+    def file(key: str, name: str) -> str:
+        return f"{key}={out / name}"
+
+    truth = file("truth", "truth.zarr")
+    observations = file("observations", "observations.zarr")
+    posterior = file("posterior", "posterior.zarr")
+    seed, sizes_ = config["seed"], [f"{key}={config[key]}" for key in ("length", "spinup")]
+    method = [
+        word
+        for name, usual in (("guidance", "default"), ("langevin", "default"), ("sampler", "xeab"))
+        for word in group(name)
+        if word != f"{name}={usual}"
+    ]
     steps = [
-        ["simulate", f"system={chosen['system']}", *system, "members=1"]
-        + [f"length={config['length']}", f"spinup={config['spinup']}"]
-        + [f"seed={config['seed']}", f"out={out / 'truth.zarr'}"],
-        ["observe", f"observing={chosen['observing']}", truth, f"seed={config['seed'] + 1}"]
-        + [f"out={out / 'observations.zarr'}"],
-        ["assimilate", f"prior={chosen['prior']}", observations, f"members={config['members']}"]
-        + [f"seed={config['seed'] + 2}", f"time.length={config['length']}", "time.start=0"]
-        + [f"out={out / 'posterior.zarr'}"],
-        ["verify", posterior, truth, observations, f"out={out / 'scores.nc'}"],
+        ["simulate", *group("system"), "members=1", *sizes_, f"seed={seed}"]
+        + [file("out", "truth.zarr")],
+        ["observe", *group("observing"), truth, f"seed={seed + 1}"]
+        + [file("out", "observations.zarr")],
+        ["assimilate", *group("prior"), *method, observations, f"members={config['members']}"]
+        + [f"seed={seed + 2}", file("out", "posterior.zarr")],
+        ["verify", posterior, truth, observations, file("out", "scores.nc")],
         *(
-            ["plot", posterior, truth, observations, f"out={out / name}"]
+            ["plot", posterior, truth, observations, file("out", name)]
             for name in config["pictures"]
         ),
     ]
+    again = ["overwrite=true"] if config["overwrite"] else []
     code = 0
     for i, step in enumerate(steps, start=1):
         command = [*step, *again]
         say(f"\n[{i}/{len(steps)}] sda {shlex.join(command)}")
         code = max(code, run_verb(command[0], command[1:]))
-    if config["published"]:
-        say("\nPublished for this set-up: " + config["published"]["text"])
+    if config["published"]["text"]:
+        say(f"\nPublished for this set-up: {config['published']['text']}")
     return code
 
 
@@ -273,8 +256,6 @@ def experiment(config: Config, kind: Any) -> tuple[Any, Any, Any]:
         truth = truth.isel(time=nearest).assign_coords(time=posterior["time"])
     observations = None
     if config["observations"] is not None:
-        if not Path(config["observations"]).exists():
-            raise FileNotFoundError(f"no observations at {config['observations']!r}")
         observations = kind.load(config["observations"])
     return posterior, truth, observations
 

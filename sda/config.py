@@ -9,18 +9,25 @@ Nothing in a configuration names Python code: objects are built through the regi
 """
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from dynamics.system import System
 
-# The class of each system that a configuration can name.
+    from .observation import Observations, Operator
+    from .prior import Prior
+
+# What makes each system that a configuration can name, in `dynamics`.
 SYSTEMS = {
-    "damped_spring": "DampedSpring",
-    "rotation": "Rotation",
+    "damped_spring": "LinearGaussian.damped_spring",
+    "rotation": "LinearGaussian.rotation",
     "lorenz63": "Lorenz63",
     "lorenz96": "Lorenz96",
     "kuramoto_sivashinsky": "KuramotoSivashinsky",
@@ -81,15 +88,30 @@ RULES = {
     "start": Rule("integer", low=0),
     "seed": Rule("integer", low=0),
     "block": Rule("integer", low=1, optional=True),
-    "window": Rule("integer", low=1, optional=True),
+    "prior.window": Rule("integer", low=1),
     "task": Rule("text", choices=("smooth",)),
     "dtype": Rule("text", choices=("float32", "float64")),
-    "frames": Rule("integer", low=1),
     "time.start": Rule("number", optional=True),
     "time.length": Rule("integer", low=1, optional=True),
     "observing.std": Rule("number", low=0, above=True),
     "observing.every": Rule("integer", low=1),
     "observing.first": Rule("integer", low=0),
+    "observing.block": Rule("integer", low=1, optional=True),
+    "observing.subsample": Rule("integer", low=1, optional=True),
+    "observing.value": Rule("number", optional=True),
+    "observing.function": Rule(
+        "text", choices=("vorticity", "saturating_vorticity", "loop"), optional=True
+    ),
+    "stride": Rule("integer", low=1),
+    "devices": Rule("integer", low=1),
+    "checkpoint_every": Rule("integer", low=1),
+    "training.window": Rule("integer", low=1),
+    "training.climatology_window": Rule("integer", low=1, optional=True),
+    "training.preconditioning": Rule("text", choices=("wiener", "karras")),
+    "training.precision": Rule("text", choices=("float32", "bfloat16")),
+    "training.steps": Rule("integer", low=1),
+    "training.batch": Rule("integer", low=1),
+    "guidance.pilots": Rule("integer", low=1),
     "sampler.steps": Rule("integer", low=1),
     "sampler.s_max": Rule("number", low=0, above=True),
     "sampler.s_min": Rule("number", low=0, above=True, optional=True),
@@ -132,7 +154,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
         overrides: Hydra overrides, `key=value` or `group=option`.
 
     Returns:
-        The configuration, as plain types.
+        The configuration, as plain types; under `choices` the chosen option of each group.
 
     Raises:
         ValueError: If a key is unknown, required and missing, of the wrong type or out of range.
@@ -147,6 +169,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
             raise ValueError(
                 f"expected key=value, got {override!r}: `sda {verb} --help` lists the keys"
             )
+        override = f"{key}={readable(value)}"
         if key in options and value not in options[key]:
             if key != "prior" or not value:
                 raise ValueError(
@@ -159,7 +182,13 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
         else:
             (chosen if key in options else values).append(override)
 
-    defaults = hydra_compose(verb, chosen)
+    given_groups = {override.partition("=")[0] for override in chosen}
+    for group in required_groups(verb):
+        if group not in given_groups:
+            raise ValueError(
+                f"{group} is required: give {group}=… (one of {', '.join(options[group])})"
+            )
+    defaults, _ = hydra_compose(verb, chosen)
     known = dict(leaves(defaults))
     for override in values:
         key = override.partition("=")[0]
@@ -168,14 +197,14 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
                 f"unknown key {key!r}{hint(key, [*known, *options])}: "
                 f"expected one of {', '.join(sorted(known))}"
             )
-    config = hydra_compose(verb, [*chosen, *values])
+    config, choices = hydra_compose(verb, [*chosen, *values])
 
     for key, value in leaves(config):
-        if value == "???":
+        if value in ("???", ""):
             raise ValueError(f"{key} is required: give {key}=… (`sda {verb} --help` has an example)")
         check(key, value, known.get(key))
 
-    return config
+    return config | {"choices": choices}
 
 
 def check(key: str, value: Any, default: Any) -> None:
@@ -192,24 +221,33 @@ def check(key: str, value: Any, default: Any) -> None:
         raise ValueError(f"{key} must be {rule}, got {value!r}")
 
 
-def hydra_compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Hydra's composition, with its errors in one line."""
+def hydra_compose(
+    verb: str, overrides: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Hydra's composition, with its errors in one line.
+
+    Returns:
+        The configuration, and the chosen option of each group.
+    """
 
     from hydra import compose as hydra
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
-            config = hydra(config_name=verb, overrides=list(overrides))
+            config = hydra(verb, overrides=list(overrides), return_hydra_config=True)
+        choices = dict(config.hydra.runtime.choices)
+        with open_dict(config):
+            del config["hydra"]
         content = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"sda {verb}: {' '.join(lines[:2])}") from error
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+        raise ValueError(f"sda {verb}: {' '.join(str(error).split())}") from error
+
+    plain = {str(key): value for key, value in dict(content or {}).items()}
+    return plain, {group: choices[group] for group in groups() if group in choices}
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -227,6 +265,34 @@ def hint(given: str, known: Sequence[str]) -> str:
 
     close = difflib.get_close_matches(given, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def readable(value: str) -> str:
+    """A value as Hydra's grammar reads it: text that it does not read, such as a path, is quoted."""
+
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:
+        return quote(value)
+    return value
+
+
+def required_groups(verb: str) -> list[str]:
+    """The groups of a verb that have no default option."""
+
+    import yaml
+
+    content = yaml.safe_load((folder() / f"{verb}.yaml").read_text(encoding="utf-8"))
+    return [
+        str(group)
+        for each in content.get("defaults", [])
+        if isinstance(each, dict)
+        for group, option in each.items()
+        if option == "???"
+    ]
 
 
 def quote(value: str) -> str:
@@ -260,7 +326,169 @@ def build_system(config: Mapping[str, Any]) -> "System":
 
     arguments = dict(config)
     kind = lookup(SYSTEMS, "system.name", arguments.pop("name"))
-    return getattr(dynamics, kind)(**arguments)
+    return attrgetter(kind)(dynamics)(**arguments)
+
+
+def build_operator(config: Mapping[str, Any]) -> "Operator":
+    """The observation operator of a group `observing`.
+
+    It selects variables, states and a region, then averages over blocks, subsamples, and applies
+    a function, each where the configuration asks for it.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    from . import observation as o
+
+    functions = {
+        "vorticity": o.Vorticity,
+        "saturating_vorticity": o.SaturatingVorticity,
+        "loop": o.Difference,
+    }
+    states = slice(config["first"], None, config["every"])
+    selects = config["first"] > 0 or config["every"] > 1
+    parts: list[Operator] = []
+    if config["variables"] or config["region"] or selects:
+        parts.append(
+            o.Select(config["variables"], region=config["region"], steps=states if selects else None)
+        )
+    if config["block"] is not None:
+        parts.append(o.BlockAverage(config["block"]))
+    if config["subsample"] is not None:
+        parts.append(o.Subsample(config["subsample"]))
+    if config["function"] is not None:
+        parts.append(lookup(functions, "observing.function", config["function"])())
+
+    return o.Compose(*parts) if parts else o.Select()
+
+
+def build_observations(
+    config: Mapping[str, Any], truth: "xr.Dataset", seed: int
+) -> "Observations":
+    """Observations of a truth by a group `observing`.
+
+    Raises:
+        ValueError: If the operator does not fit the truth.
+    """
+
+    from dynamics.layout import Layout
+
+    from .observation import Observations, observe
+
+    operator = build_operator(config)
+    if config["value"] is None:
+        return observe(truth, operator, config["std"], seed)
+    layout, time = Layout.from_dataset(truth), truth["time"].values
+    return Observations.from_operator(operator, config["value"], config["std"], layout, time)
+
+
+def build_prior(config: Mapping[str, Any], device: str = "cpu") -> "Prior":
+    """The prior of a group `prior`.
+
+    Raises:
+        FileNotFoundError: If there is no such prior or dataset.
+        ValueError: If the prior is damaged.
+    """
+
+    from .prior import GaussianPrior, Prior
+    from .store import open_dataset
+
+    if config["source"] == "gaussian":
+        return GaussianPrior.fit(open_dataset(config["data"]), config["window"]).to(device)
+    return Prior.load(config["source"], device)
+
+
+def assimilation_options(config: Mapping[str, Any], prior: "Prior") -> dict[str, Any]:
+    """The arguments of `sda.assimilate` in a configuration of the verb."""
+
+    import numpy as np
+
+    from .langevin import Langevin
+
+    names = ("members", "seed", "out", "task", "memory", "block", "device", "dtype")
+    options = {name: config[name] for name in (*names, "overwrite", "resume", "progress")}
+    levels = dict(config["sampler"])
+    options |= {"sampler": levels.pop("name"), **levels}
+
+    guidance = {name: v for name, v in config["guidance"].items() if v is not None}
+    options["guidance"] = None if guidance["name"] == "default" else guidance
+    langevin = dict(config["langevin"])
+    preset = langevin.pop("preset", None)
+    options["langevin"] = (
+        Langevin(**langevin) if preset is None else None if preset == "none" else preset
+    )
+    start, length = config["time"]["start"], config["time"]["length"]
+    if (start is None) != (length is None):
+        raise ValueError(
+            f"time.start and time.length go together, got start={start} and length={length}"
+        )
+    if length is not None:
+        options["time"] = start + prior.layout.dt * np.arange(length)
+
+    return options
+
+
+def run_training(config: Mapping[str, Any]) -> "Prior":
+    """Trains or fits, and saves, the prior of the verb `train`.
+
+    Raises:
+        FileExistsError: If the prior exists and neither `overwrite` nor `resume` is given.
+        ValueError: If options and data do not fit together.
+    """
+
+    from .assimilation import size_in_bytes
+    from .prior import GaussianPrior
+    from .store import open_dataset
+    from .symmetry import Symmetry
+
+    arguments = dict(config["training"])
+    symmetries = [Symmetry(**each) for each in arguments.pop("symmetries")]
+    dataset, out = open_dataset(config["data"]), Path(config["out"])
+    name = config["name"] or out.name
+    if config["network"]["name"] == "none":
+        if out.exists() and not config["overwrite"]:
+            raise FileExistsError(f"{out} exists: give overwrite=true or another path")
+        window = arguments["climatology_window"] or arguments["window"]
+        prior: Prior = GaussianPrior.fit(dataset, window, symmetries=symmetries, name=name)
+        prior.save(out)
+        return prior
+
+    from .data import NoiseLevels
+    from .training import TrainingOptions, train
+
+    levels = NoiseLevels(
+        tuple(arguments.pop("core")), tuple(arguments.pop("tail")), arguments.pop("share")
+    )
+    network = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in config["network"].items()
+    }
+    names = ("devices", "device", "checkpoint_every", "overwrite", "resume", "progress")
+    return train(
+        dataset,
+        out,
+        TrainingOptions(network=network, levels=levels, seed=config["seed"], **arguments),
+        name=name,
+        symmetries=symmetries,
+        memory=size_in_bytes(config["memory"]),
+        **{key: config[key] for key in names},
+    )
+
+
+def differences(config: Mapping[str, Any], group: str) -> list[str]:
+    """The overrides that make the chosen option of a group what it is in a configuration."""
+
+    import yaml
+
+    option = config["choices"][group]
+    text = (folder() / group / f"{option}.yaml").read_text(encoding="utf-8")
+    plain = dict(leaves(yaml.safe_load(text) or {}))
+    return [
+        f"{group}.{key}={json.dumps(value) if isinstance(value, list | dict) else value}"
+        for key, value in leaves(config[group])
+        if plain.get(key) != value
+    ]
 
 
 def describe(verb: str) -> str:
