@@ -80,7 +80,7 @@ def adams_bashforth(
 
         cⱼ = ∫ weight(u) ℓⱼ(u) du,    from the last node to `stop`,
 
-    with the Lagrange polynomials `ℓⱼ` of the nodes; by Gauss–Legendre quadrature, exact to rounding.
+    with the Lagrange polynomials `ℓⱼ` of the nodes; by quadrature, exact to rounding.
 
     Arguments:
         nodes: The past nodes, oldest first.
@@ -316,10 +316,10 @@ def sample(
     denoiser = as_denoiser(denoiser)
     members = list(range(members)) if isinstance(members, int) else list(members)
     levels = log_levels(steps, s_max, s_min)
-    options = dict(
-        sampler=sampler, order=order, steps=steps, s_max=s_max, s_min=s_min, start=start,
-        langevin=langevin, dtype=dtype, device=device,
-    )  # fmt: skip
+    options = {
+        "sampler": sampler, "order": order, "steps": steps, "s_max": s_max, "s_min": s_min,
+        "start": start, "langevin": langevin, "dtype": dtype, "device": device,
+    }  # fmt: skip
     if stream == MAIN:
         prepare(denoiser, shape, seed, **options)
 
@@ -420,6 +420,6 @@ def _check(x: Tensor, members: list[int], i: int, s: float) -> None:
         index = int(bad.nonzero()[0])
         raise FloatingPointError(
             f"member {members[index]} diverged at level {i} (s = {s:.3g}), as did {int(bad.sum())} "
-            f"of {len(members)} members of its block: use guidance 'static', smaller Langevin steps "
-            f"or none, or check the observations' std"
+            f"of the {len(members)} members of its block: use guidance 'static', smaller Langevin "
+            f"steps or none, or check the observations' std"
         )

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from azula.noise import VESchedule
 from azula.sample import REABSampler
+from oracles import kalman_smoother
+
 from dynamics.linear_gaussian import LinearGaussian
 from sda.covariance import DenseCovariance
 from sda.denoiser import Denoiser, GaussianDenoiser
@@ -15,8 +16,6 @@ from sda.fidelity import KINDS, affine_moments, evaluate, gaussian_case, gaussia
 from sda.guidance import guide
 from sda.langevin import Langevin
 from sda.sampling import SAMPLERS, adams_bashforth, integrate, log_levels, sample
-
-from oracles import kalman_smoother
 
 torch.set_num_threads(1)
 
@@ -153,7 +152,7 @@ def test_the_shipped_rosenbrock_sampler_is_wrong_and_ours_is_not() -> None:
 @pytest.mark.parametrize("langevin", [None, Langevin(s_min=0.1, s_max=5.0, steps=2)])
 def test_a_member_does_not_depend_on_its_batch(name: str, langevin: Langevin | None) -> None:
     case = gaussian_case(8, "dense-noisy")
-    options = dict(sampler=name, steps=8, langevin=langevin, dtype=torch.float64)
+    options = {"sampler": name, "steps": 8, "langevin": langevin, "dtype": torch.float64}
     guided = guide("static", case.denoiser, case.likelihood, case.covariance)
     whole = sample(guided, (8, 3), 3, 6, **options)
     parts = [sample(guided, (8, 3), 3, m, **options) for m in ([0, 1], [2], [3, 4, 5])]

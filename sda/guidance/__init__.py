@@ -10,7 +10,7 @@ and differ in the covariance `C` that they take for `Cov[X | x]`.
 | name | `C` | vector–Jacobian products per evaluation |
 |---|---|---|
 | `static` | of the climatology, `(Σ⁻¹ + I / s²)⁻¹` | none |
-| `flow_dependent` | of the denoiser at a few pilots, shared by all members | none (the pilots': some) |
+| `flow_dependent` | of the denoiser at a few pilots, shared by all | none (pilots: some) |
 | `mmps` | of the denoiser at each member, `s² ∂D/∂x`, iterative solve | iterations + 1 |
 | `tmpd` | the same, row sums on the diagonal | 2 |
 | `pgdm` | `s² / (1 + s²) I` | 1 |

@@ -12,7 +12,7 @@ so that a member does not depend on the others in its batch.
 
 Two forms. *Dense*, for vectors: the whole Jacobian, `n` vector–Jacobian products per pilot and
 level, and `Σ(s) = (C⁻¹ − I / s²)⁻¹` in the place of the climatological `Σ`. *Columns*, for fields:
-only `C Hᵀ`, `m` products per pilot and level, every third level, as a correction of the climatology's.
+only `C Hᵀ`, `m` products per pilot at every third level, as a correction of the climatology's.
 
 References:
     Flow-dependent and climatological background-error covariances: Bannister (2017), A review of
@@ -112,7 +112,7 @@ class FlowDependentGuidance(StaticGuidance):
             enough to need anything else, and where `H` is not linear; else columns.
         s_flow: The largest noise level with the pilots' covariance (default: 20 for dense, 3 for
             columns).
-        every: Evaluate the Jacobian at every so manieth level (default: 1 for dense, 3 for columns).
+        every: The Jacobian is evaluated at one level of so many (default: 1 for dense, 3 for columns).
         floor: The smallest eigenvalue of `C / s²`, in the dense form.
         ceiling: The largest.
         options: See `StaticGuidance`.
@@ -141,10 +141,11 @@ class FlowDependentGuidance(StaticGuidance):
         if form == "auto":
             form = "dense" if math.prod(self.shape) <= 2048 else "columns"
         if form == "columns" and not self.space.direct:
+            kind = "linear" if likelihood.linear else "non-linear"
             raise ValueError(
                 f"the columns form needs a linear H and few observations, got {len(likelihood.y)} "
-                f"{'linear' if likelihood.linear else 'non-linear'} ones of {math.prod(self.shape)} "
-                f"values: use guidance 'static', or raise 'limit'"
+                f"{kind} ones of {math.prod(self.shape)} values: use guidance 'static', or raise "
+                f"'limit'"
             )
         if pilots < 1:
             raise ValueError(f"pilots must be at least 1, got {pilots}")

@@ -44,7 +44,7 @@ class StaticGuidance(PosteriorDenoiser):
         denoiser: Denoiser,
         likelihood: Any,
         covariance: Covariance,
-        relinearisations: int = 1,
+        relinearisations: int = 3,
         **options: Any,
     ) -> None:
         super().__init__(denoiser, likelihood, covariance, **options)
