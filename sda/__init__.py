@@ -1,0 +1,57 @@
+"""Score-based data assimilation: calibrated posterior ensembles from a learned prior.
+
+The public names are imported when they are first used, so that `import sda` costs little.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .assimilation import assimilate as assimilate
+    from .climatology import Climatology as Climatology
+    from .data import NoiseLevels as NoiseLevels
+    from .observation import Observations as Observations
+    from .observation import observe as observe
+    from .polish import polish as polish
+    from .prior import GaussianPrior as GaussianPrior
+    from .prior import Prior as Prior
+    from .symmetry import Symmetry as Symmetry
+    from .training import TrainingOptions as TrainingOptions
+    from .training import train as train
+    from .verification import summary as summary
+    from .verification import verify as verify
+
+PUBLIC = {
+    "assimilate": "assimilation",
+    "Climatology": "climatology",
+    "GaussianPrior": "prior",
+    "NoiseLevels": "data",
+    "Observations": "observation",
+    "Prior": "prior",
+    "Symmetry": "symmetry",
+    "TrainingOptions": "training",
+    "observe": "observation",
+    "polish": "polish",
+    "summary": "verification",
+    "train": "training",
+    "verify": "verification",
+}
+
+MODULES = ("classical", "guidance", "observation", "plotting", "sampling", "verification")
+
+__all__ = sorted((*PUBLIC, *MODULES))  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in PUBLIC:
+        value = getattr(importlib.import_module(f"{__name__}.{PUBLIC[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
