@@ -57,5 +57,6 @@ class BlockAverage(Operator):
         return Bound(grid, Grid(grid.variables, grid.time, coords, grid.period), fn, True)
 
     def arguments(self) -> dict[str, Any]:
-        mapping = isinstance(self.factor, Mapping)
-        return {"factor": dict(self.factor) if mapping else int(self.factor)}
+        if isinstance(self.factor, Mapping):
+            return {"factor": dict(self.factor)}
+        return {"factor": int(self.factor)}

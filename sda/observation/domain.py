@@ -12,6 +12,9 @@ import numpy as np
 
 from dynamics.layout import Layout, summary
 
+# The part of a time step within which two times are the same. Times are often stored in float32.
+TIME_TOLERANCE = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:

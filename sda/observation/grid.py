@@ -72,7 +72,13 @@ class OnGrid(Operator):
             )
         select = self.select.bind(grid, dtype, device)
         found = {dim: self.match(dim, grid) for dim in grid.dims}
-        kinds = {kind for match in found.values() for kind in match if len(match) == 1}
+        kinds = {
+            kind
+            for match in found.values()
+            for kind, block in match.items()
+            # neighbouring points are points and averages over blocks of one alike
+            if len(match) == 1 and (block.shape[1] > 1 or (np.diff(block[:, 0]) != 1).any())
+        }
         blocks: list[np.ndarray] = []
         for dim, match in found.items():
             choice = match
@@ -89,8 +95,8 @@ class OnGrid(Operator):
 
         index = [torch.from_numpy(block.ravel()).to(device) for block in blocks]
         source = select.target
-        coords = {dim: self.coords[dim] for dim in grid.dims}
-        target = Grid(source.variables, self.select.times()[0], coords)
+        target = Grid(on_grid(self, source).variables, self.select.times()[0], self.coords)
+        order = [0, 1, 2, *(3 + grid.dims.index(dim) for dim in self.coords)]
 
         def fn(x: Tensor) -> Tensor:
             x = select(x)
@@ -98,7 +104,7 @@ class OnGrid(Operator):
                 x = x.index_select(axis, each)
                 if block.shape[1] > 1:
                     x = x.unflatten(axis, block.shape).mean(dim=axis + 1)
-            return x
+            return x.permute(order)
 
         return Bound(grid, target, fn, True)
 
@@ -204,6 +210,11 @@ def from_grid(dataset: xr.Dataset, std: Any = None, kind: str | None = None) -> 
     if unlabelled := [dim for dim in dims if dim not in dataset.coords]:
         raise ValueError(f"the dimensions {unlabelled} of the dataset have no coordinates")
 
+    if not np.issubdtype(dataset["time"].dtype, np.number):
+        raise ValueError(
+            f"times must be numbers in the units of the state's time, got {dataset['time'].dtype}: "
+            f"convert dates to the time since the start of the trajectory"
+        )
     time = np.asarray(dataset["time"].values, dtype=np.float64)
     coords = {dim: np.asarray(dataset[dim].values, dtype=np.float64) for dim in dims}
     domain = Grid(tuple(variables), time, coords)
@@ -225,13 +236,13 @@ def to_dataset(observations: Observations) -> xr.Dataset:
         ValueError: If the observations are single points, or several sets.
     """
 
-    if len(observations.sets) > 1 or not isinstance(observations.sets[0].domain, Grid):
+    each = observations.sets[0]
+    domain = each.domain
+    if len(observations.sets) > 1 or not isinstance(domain, Grid):
         raise ValueError(
             "observations at single points, or in several sets, have no grid: save them as a table "
             "(.parquet or .csv)"
         )
-    each = observations.sets[0]
-    domain = each.domain
     dims = ("time", *domain.dims)
     variables = {}
     for i, name in enumerate(domain.variables):
@@ -265,8 +276,9 @@ def write(observations: Observations, path: Path) -> None:
             dataset.to_zarr(partial, mode="w", zarr_format=3, consolidated=False)
         else:
             dataset.to_netcdf(partial)
-        remove(path)
-        partial.rename(path)
+        if path.is_dir():
+            remove(path)
+        partial.replace(path)
     finally:
         remove(partial)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .domain import Domain, Points, locate
+from .domain import TIME_TOLERANCE, Domain, Points, locate
 from .operator import Bound, Operator, known, on_grid
 
 
@@ -72,7 +72,7 @@ class Interpolate(Operator):
         rows = self.expand(grid)
         known("variables", dict.fromkeys(rows["variable"]), grid.variables)
 
-        axes = [locate("time", grid.time, rows["time"], tolerance=1e-4)]
+        axes = [locate("time", grid.time, rows["time"], tolerance=TIME_TOLERANCE)]
         number = {name: i for i, name in enumerate(grid.variables)}
         channel = np.array([number[name] for name in rows["variable"]], dtype=np.int64)
         axes.append((channel, channel, np.zeros(len(channel))))
@@ -99,7 +99,10 @@ class Interpolate(Operator):
             x = x.flatten(1)
             if len(corners) == 1:
                 return x.index_select(1, corners[0][0])
-            return sum(x.index_select(1, index) * weight.to(x.dtype) for index, weight in corners)
+            y = x.new_zeros((len(x), len(rows["time"])))
+            for index, weight in corners:
+                y = y + x.index_select(1, index) * weight.to(x.dtype)
+            return y
 
         return Bound(grid, Points(rows), fn, True)
 

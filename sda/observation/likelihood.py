@@ -87,7 +87,7 @@ class Likelihood:
         """
 
         x = ordinary(x)
-        value, transpose = torch.func.vjp(self.H, x)
+        value, transpose = torch.func.vjp(self.H, x)[:2]
 
         def jvp(dx: Tensor) -> Tensor:
             return torch.func.jvp(self.H, (x,), (ordinary(dx),))[1]

@@ -170,6 +170,8 @@ class Observations:
         return cls([from_grid(dataset, std, kind)])
 
     def __add__(self, other: "Observations") -> "Observations":
+        if not isinstance(other, Observations):
+            return NotImplemented
         return Observations((*self.sets, *other.sets))
 
     def __len__(self) -> int:

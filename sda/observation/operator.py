@@ -10,6 +10,7 @@ bound to the grid of a trajectory when they are used. `H1 >> H2` applies `H1` fi
 
 import abc
 import base64
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -125,7 +126,7 @@ class Compose(Operator):
                     f"function as Function(fn)"
                 )
             parts.extend(operator.operators if isinstance(operator, Compose) else [operator])
-        self.operators = tuple(parts)
+        self.operators: tuple[Operator, ...] = tuple(parts)
         self.linear = all(operator.linear for operator in parts)
         self.timewise = all(operator.timewise for operator in parts)
 
@@ -203,7 +204,7 @@ def from_config(config: Mapping[str, Any]) -> Operator:
         raise ValueError(f"the arguments of operator {name} do not fit: {error}") from error
 
 
-def subclasses(cls: type) -> list[type]:
+def subclasses(cls: type[Any]) -> list[type[Any]]:
     """All subclasses of a class, however deep."""
     return [s for sub in cls.__subclasses__() for s in (sub, *subclasses(sub))]
 
@@ -292,6 +293,8 @@ def unpack(content: Mapping[str, Any]) -> np.ndarray:
 
     shape = tuple(content["shape"])
     bits = np.frombuffer(base64.b64decode(content["bits"]), dtype=np.uint8)
+    if len(bits) != -(-math.prod(shape) // 8):
+        raise ValueError(f"{8 * len(bits)} bits do not fill a mask of shape {shape}")
     return np.unpackbits(bits, count=int(np.prod(shape))).astype(bool).reshape(shape)
 
 

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from .domain import Domain, Grid, Points, locate
+from .domain import TIME_TOLERANCE, Domain, Grid, Points, locate
 from .operator import Bound, Operator, known, on_grid, pack, unpack
 
 
@@ -118,12 +118,12 @@ class Select(Operator):
                 raise ValueError(
                     f"times to select must be finite, distinct and increasing, got {time}"
                 )
-            return time, locate("time", grid.time, time, tolerance=1e-4)
+            return time, locate("time", grid.time, time, tolerance=TIME_TOLERANCE)
 
         index = np.arange(len(grid.time))
         if self.time_slice is not None:
             low, high = self.time_slice.start, self.time_slice.stop
-            slack = 1e-4 * (np.diff(grid.time).min() if len(grid.time) > 1 else 1.0)
+            slack = TIME_TOLERANCE * (np.diff(grid.time).min() if len(grid.time) > 1 else 1.0)
             keep = np.ones(len(index), dtype=bool)
             keep &= True if low is None else grid.time >= low - slack
             keep &= True if high is None else grid.time <= high + slack

@@ -121,8 +121,7 @@ def write(observations: Observations, path: Path) -> None:
                 metadata = {**(content.schema.metadata or {}), METADATA: operators}
                 content = content.replace_schema_metadata(metadata)
             pq.write_table(content, partial)
-        remove(path)
-        partial.rename(path)
+        partial.replace(path)
     finally:
         remove(partial)
 
@@ -136,7 +135,7 @@ def read(path: Path) -> list[ObservationSet]:
             with path.open() as file:
                 line = file.readline()
             operators = line.removeprefix(HEADER) if line.startswith(HEADER) else None
-            table = pd.read_csv(path, comment="#", float_precision="round_trip")
+            table = pd.read_csv(path, comment="#", dtype=str).apply(exact)
         else:
             import pyarrow.parquet as pq
 
@@ -148,9 +147,14 @@ def read(path: Path) -> list[ObservationSet]:
     if operators is None:
         return [from_table(table)]
 
-    return [
-        restore(content, table[table["set"] == i]) for i, content in enumerate(parse(operators))
-    ]
+    try:
+        return [
+            restore(content, table[table["set"] == i]) for i, content in enumerate(parse(operators))
+        ]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"the rows in {path} do not fit the operators in its metadata: {error!r}"
+        ) from error
 
 
 def restore(content: Mapping[str, Any], table: pd.DataFrame) -> ObservationSet:
@@ -159,7 +163,7 @@ def restore(content: Mapping[str, Any], table: pd.DataFrame) -> ObservationSet:
     Values that were not observed have no row. They are left out of the operator by their index.
     """
 
-    size, index = int(content["size"]), table["index"].to_numpy()
+    size, index = int(content["size"]), table["index"].to_numpy(dtype=np.int64)
     names = [n for n in table.columns if n not in ("observation", "std", "set", "index")]
     columns: dict[str, np.ndarray] = {}
     for name in names:
@@ -172,10 +176,23 @@ def restore(content: Mapping[str, Any], table: pd.DataFrame) -> ObservationSet:
     return ObservationSet(from_config(content["operator"]), Points(columns), y, std)
 
 
+def exact(column: pd.Series) -> pd.Series:
+    """A column of text as numbers, to the last digit, if all of it is numbers."""
+
+    if column.name == "variable":
+        return column
+    try:
+        return column.astype(object).astype(np.float64)
+    except ValueError:
+        return column
+
+
 def numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     """A column as numbers."""
 
     try:
+        if pd.api.types.is_datetime64_any_dtype(table[name]):
+            raise TypeError("convert dates to the time since the start of the trajectory")
         return table[name].to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the column {name!r} must hold numbers: {error}") from error

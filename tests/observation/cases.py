@@ -95,13 +95,19 @@ LINEAR = {
     "vorticity in a box": ("box", Vorticity()),
     "difference": ("flow", Difference()),
     "difference between": ("line", Difference(0.05, 0.62)),
-    "points": ("flow", OnGrid({"y": FLOW.coords["y"][1::4], "x": FLOW.coords["x"][::3]}, FLOW.variables, [0.2, 0.5])),
-    "averages": ("flow", OnGrid({"y": cells(2, TAU), "x": cells(3, TAU)}, ["v"], [0, 1.6])),
+    "points": (
+        "flow",
+        OnGrid(
+            {"y": FLOW.coords["y"][1::4], "x": FLOW.coords["x"][::3]}, FLOW.variables, [0.2, 0.5]
+        ),
+    ),
+    "averages": ("flow", OnGrid({"x": cells(3, TAU), "y": cells(2, TAU)}, ["v"], [0, 1.6])),
     "composed": ("flow", Select("u", every=4) >> BlockAverage(2) >> Mask(mask(4, 6))),
     "average at points": ("flow", BlockAverage(2) >> Interpolate(AIR)),
     "vorticity of averages": ("flow", Subsample({"time": 2}) >> BlockAverage(2) >> Vorticity()),
+    "vorticity ring": ("flow", Select(steps=[-1]) >> Vorticity() >> Mask(mask(8, 12))),
     "part of a line": ("line", Select(region={"site": (30, 9)}) >> BlockAverage(4) >> Subsample(2)),
-}  # fmt: skip
+}
 
 NONLINEAR = {
     "saturating vorticity": ("flow", BlockAverage(2) >> SaturatingVorticity(0.5)),

@@ -178,17 +178,34 @@ def test_irregular_times_on_another_time_grid():
             obs.likelihood(FLOW, FLOW.times(6))
 
 
+@pytest.mark.parametrize("name", [n for n in ALL if n not in ("function", "affine")])
+def test_everything_is_on_the_device_given(name):
+    """The meta device refuses to mix with another, and needs no hardware."""
+
+    layout, operator = ALL[name]
+    bound = operator.bind(grid(LAYOUTS[layout]), device="meta")
+    x = torch.zeros((2, *bound.source.shape), device="meta")
+
+    assert bound(x).device.type == "meta" and bound(x).shape == (2, *bound.target.shape)
+
+
 def test_errors():
     likelihood = observe("average")
     y = torch.zeros(3)
     cases = [
         (lambda: likelihood.H(torch.zeros(2, 3)), r"\(member, 9, 2, 8, 12\), got \(2, 3\)"),
-        (lambda: likelihood.adjoint(torch.zeros(2, 3)), r"expected values \(member, 108\), got \(2, 3\)"),
+        (
+            lambda: likelihood.adjoint(torch.zeros(2, 3)),
+            r"expected values \(member, 108\), got \(2, 3\)",
+        ),
         (lambda: likelihood.normalise(y, y), r"shapes \(2, 8, 12\) and \(2,\), got \(3,\)"),
         (lambda: Likelihood(torch.sin, y, y, (3,), True), "std must be positive and finite"),
-        (lambda: Likelihood(torch.sin, y, y[:2] + 1, (3,), True), r"std must have the shape \(3,\)"),
+        (
+            lambda: Likelihood(torch.sin, y, y[:2] + 1, (3,), True),
+            r"std must have the shape \(3,\)",
+        ),
         (lambda: Likelihood(torch.sin, y[:0], 1.0, (3,), True), r"y must have shape \(value\)"),
-    ]  # fmt: skip
+    ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()

@@ -5,14 +5,43 @@ import json
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from cases import (
-    AIR, ALL, BOX, FLOW, LAYOUTS, LINE, LINEAR, NONLINEAR, POINT, STATIONS, TAU, cells, grid, mask, random,
-)  # fmt: skip
+    AIR,
+    ALL,
+    BOX,
+    FLOW,
+    LAYOUTS,
+    LINE,
+    LINEAR,
+    NONLINEAR,
+    POINT,
+    STATIONS,
+    TAU,
+    cells,
+    grid,
+    mask,
+    random,
+)
 
 from sda.observation import (
-    BlockAverage, Bound, Compose, Difference, Function, Grid, Interpolate, Mask, OnGrid, Operator,
-    SaturatingVorticity, Select, Subsample, Vorticity, check_linear, from_config,
-)  # fmt: skip
+    BlockAverage,
+    Bound,
+    Compose,
+    Difference,
+    Function,
+    Grid,
+    Interpolate,
+    Mask,
+    OnGrid,
+    Operator,
+    SaturatingVorticity,
+    Select,
+    Subsample,
+    Vorticity,
+    check_linear,
+    from_config,
+)
 from sda.observation.operator import anchored
 
 DOUBLE = torch.float64
@@ -237,6 +266,15 @@ def test_another_grid_is_recognised():
     torch.testing.assert_close(apply(**coords), expect(part))
 
 
+def test_a_mask_with_named_dimensions_is_aligned_by_name():
+    keep = xr.DataArray(mask(12, 9), dims=("x", "time"))
+    x = random(2, *grid(FLOW).shape)
+    y = Mask(keep).bind(grid(FLOW), DOUBLE)(x)
+    full = np.broadcast_to(mask(12, 9).T[:, None, None], (9, 2, 8, 12))
+
+    np.testing.assert_array_equal(y, x.numpy()[:, full])
+
+
 def test_composition_is_flat_and_ordered():
     a, b, c = Select(every=2), BlockAverage(2), Vorticity()
 
@@ -258,9 +296,17 @@ LINE3 = type(FLOW)(("h",), 1.0, {"x": np.arange(9.0)})
         (FLOW, lambda: Select(steps=[0, 9]), "outside the time span of 9 states"),
         (FLOW, lambda: Select(steps=slice(20, None)), "must be increasing and not empty"),
         (FLOW, lambda: Select(times=[0.4, 0.2]), "must be finite, distinct and increasing"),
-        (FLOW, lambda: Select(times=[0.4, 1.7]), r"1 of 2 .* outside the time span: time = 1.7 .* 0 … 1.6"),
+        (
+            FLOW,
+            lambda: Select(times=[0.4, 1.7]),
+            r"1 of 2 .* outside the time span: time = 1.7 .* 0 … 1.6",
+        ),
         (FLOW, lambda: Select(region={"z": (0, 1)}), r"unknown dimensions \['z'\]"),
-        (FLOW, lambda: Select(region={"x": (7, 8)}), "the region 7 … 8 holds no point of coordinate 'x'"),
+        (
+            FLOW,
+            lambda: Select(region={"x": (7, 8)}),
+            "the region 7 … 8 holds no point of coordinate 'x'",
+        ),
         (FLOW, lambda: Select(region={"x": 7}), "needs the lowest and highest 'x'"),
         (FLOW, lambda: Subsample(0), "every must be an integer of at least 1"),
         (FLOW, lambda: Subsample(2, -1), "offset must be an integer of at least 0"),
@@ -268,44 +314,102 @@ LINE3 = type(FLOW)(("h",), 1.0, {"x": np.arange(9.0)})
         (FLOW, lambda: Subsample(4, 8), "offset 8 along 'y' lies outside its 8 points"),
         (FLOW, lambda: Mask(np.ones(3)), "must be boolean .* float64"),
         (FLOW, lambda: Mask(np.zeros(12, bool)), "keep at least one value"),
-        (FLOW, lambda: Mask(mask(5, 5)), r"shape \(5, 5\) does not fit values of shape \(9, 2, 8, 12\)"),
+        (
+            FLOW,
+            lambda: Mask(mask(5, 5)),
+            r"shape \(5, 5\) does not fit values of shape \(9, 2, 8, 12\)",
+        ),
         (FLOW, lambda: Mask(mask(12), ["z"]), r"unknown dimensions \['z'\]"),
         (FLOW, lambda: BlockAverage(0), "factor must be a positive integer"),
-        (FLOW, lambda: BlockAverage(5), r"the factor 5 does not divide the 8 points along 'y' \(3 are left"),
+        (
+            FLOW,
+            lambda: BlockAverage(5),
+            r"the factor 5 does not divide the 8 points along 'y' \(3 are left",
+        ),
         (FLOW, lambda: BlockAverage({"time": 2}), r"unknown dimensions \['time'\]"),
         (POINT, lambda: BlockAverage(2), "needs spatial dimensions"),
         (FLOW, lambda: Interpolate({"x": [1.0]}), r"need columns \['y'\] too"),
         (FLOW, lambda: Interpolate({}), "need columns of one length"),
         (FLOW, lambda: Interpolate({"x": [1.0, 2.0], "y": [1.0]}), "need columns of one length"),
-        (FLOW, lambda: Interpolate({"x": [np.nan], "y": [1.0]}), "the 'x' of points must be finite"),
+        (
+            FLOW,
+            lambda: Interpolate({"x": [np.nan], "y": [1.0]}),
+            "the 'x' of points must be finite",
+        ),
         (FLOW, lambda: Interpolate({**AIR, "z": [0.0] * 4}), r"unknown point columns \['z'\]"),
         (FLOW, lambda: Interpolate({"x": [100.0], "y": [1.0]}), "outside the domain: x = 100"),
-        (BOX, lambda: Interpolate({"x": [7.1], "y": [1.0]}), "18 of 18 .* domain: x = 7.1 .* 0 … 7"),
-        (FLOW, lambda: Interpolate({**STATIONS, "time": [0, 1, 1, 2]}), "outside the time span: time = 2"),
-        (FLOW, lambda: Interpolate({**STATIONS, "variable": list("uvwu")}), r"unknown variables \['w'\]"),
+        (
+            BOX,
+            lambda: Interpolate({"x": [7.1], "y": [1.0]}),
+            "18 of 18 .* domain: x = 7.1 .* 0 … 7",
+        ),
+        (
+            FLOW,
+            lambda: Interpolate({**STATIONS, "time": [0, 1, 1, 2]}),
+            "outside the time span: time = 2",
+        ),
+        (
+            FLOW,
+            lambda: Interpolate({**STATIONS, "variable": list("uvwu")}),
+            r"unknown variables \['w'\]",
+        ),
         (FLOW, lambda: Function("sinc"), "no function is registered as 'sinc'"),
         (FLOW, lambda: Function(lambda x: x[:, 5000]), "failed on values of shape"),
-        (FLOW, lambda: Function(lambda x: x.sum(dim=2, keepdim=True)), "name the variables of the result"),
+        (
+            FLOW,
+            lambda: Function(lambda x: x.sum(dim=2, keepdim=True)),
+            "name the variables of the result",
+        ),
         (FLOW, lambda: Vorticity(method="magic"), r"unknown method \['magic'\]"),
         (FLOW, lambda: Vorticity(("u", "w")), r"unknown variables \['w'\]"),
         (LINE, lambda: Vorticity(("h", "h")), r"unknown dimensions \['y', 'x'\]"),
-        (BOX, lambda: Vorticity(method="spectral"), "spectral derivatives need a period, but 'y' has none"),
+        (
+            BOX,
+            lambda: Vorticity(method="spectral"),
+            "spectral derivatives need a period, but 'y' has none",
+        ),
         (FLOW, lambda: BlockAverage(4) >> Vorticity(), r"at least three points along \['y'\]"),
         (FLOW, lambda: SaturatingVorticity(0), "scale must be positive"),
-        (FLOW, lambda: Difference(1.0, 1.0), "the first time must lie before the last, got 1 and 1"),
+        (
+            FLOW,
+            lambda: Difference(1.0, 1.0),
+            "the first time must lie before the last, got 1 and 1",
+        ),
         (FLOW, lambda: Difference(0.0, 5.0), "outside the time span"),
         (FLOW, lambda: Mask(mask(12)) >> BlockAverage(2), "BlockAverage needs values on a grid"),
-        (FLOW, lambda: OnGrid({"x": [1.0]}, FLOW.variables, [0.0]), r"dimensions \['x'\], the state \['y', 'x'\]"),
-        (LINE3, lambda: OnGrid({"x": [1.0, 4.0, 7.0]}, "h", [0.0]),
-         r"'x' \(3 values 1 … 7\) could be points of the state's \(9 values 0 … 8\) or averages"),
-        (LINE3, lambda: OnGrid({"x": [1.2, 4.0]}, "h", [0.0]),
-         r"'x' \(2 values 1.2 … 4\) is neither made of points of the state's \(9 values 0 … 8\) nor"),
+        (
+            FLOW,
+            lambda: OnGrid({"x": [1.0]}, FLOW.variables, [0.0]),
+            r"dimensions \['x'\], the state \['y', 'x'\]",
+        ),
+        (
+            LINE3,
+            lambda: OnGrid({"x": [1.0, 4.0, 7.0]}, "h", [0.0]),
+            r"'x' \(3 values 1 … 7\) could be points of the state's \(9 values 0 … 8\) or averages",
+        ),
+        (
+            LINE3,
+            lambda: OnGrid({"x": [1.2, 4.0]}, "h", [0.0]),
+            r"'x' \(2 values 1.2 … 4\) is neither made of points of the state's \(9 values 0 … 8\)",
+        ),
         (LINE3, lambda: OnGrid({"x": [1.0]}, "h", [0.0], "both"), "unknown kind of grid"),
-        (FLOW, lambda: from_config({"operator": "os.system"}), "unknown observation operator 'os.system'"),
-        (FLOW, lambda: from_config({"operator": "BlockAverage", "size": 2}), "arguments of .* BlockAverage"),
-        (FLOW, lambda: from_config({"operator": "Function", "fn": ["exec"]}), "must be a registered name"),
+        (
+            FLOW,
+            lambda: from_config({"operator": "os.system"}),
+            "unknown observation operator 'os.system'",
+        ),
+        (
+            FLOW,
+            lambda: from_config({"operator": "BlockAverage", "size": 2}),
+            "arguments of .* BlockAverage",
+        ),
+        (
+            FLOW,
+            lambda: from_config({"operator": "Function", "fn": ["exec"]}),
+            "must be a registered name",
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors_name_what_was_given(layout, make, message):
     with pytest.raises(ValueError, match=message) as error:
         make().bind(grid(layout))
