@@ -1,9 +1,10 @@
 r"""Kolmogorov flow by finite volumes: the baseline that `KolmogorovFlow` is compared with.
 
 Velocity components live on the faces of the cells (Harlow and Welch, 1965), advection is a limited
-upwind scheme (van Leer, 1974), time stepping is Euler's, and the pressure equation is solved by FFT with
-the eigenvalues of the discrete Laplacian, so that the discrete divergence is zero to round-off. This is
-the kind of solver, and at 256² the resolution, that Rozet and Louppe (2023) made their data with.
+upwind scheme (van Leer, 1974), time stepping is Euler's, and the pressure equation is solved by FFT
+with the eigenvalues of the discrete Laplacian, so that the discrete divergence is zero to
+round-off. This is the kind of solver, and at 256² the resolution, that Rozet and Louppe (2023) made
+their data with.
 
 References:
     Harlow and Welch (1965), Phys. Fluids 8; van Leer (1974), J. Comput. Phys. 14.
@@ -28,7 +29,8 @@ X, Y = -1, -2
 class FiniteVolumeKolmogorov(System):
     """Kolmogorov flow on a staggered grid, with the states of `KolmogorovFlow`.
 
-    The model state is `(member, 2, y, x)`: u on the left faces of the cells, v on their lower faces.
+    The model state is `(member, 2, y, x)`: u on the left faces of the cells, v on their
+    lower ones.
 
     Arguments:
         size: The number of cells of the state in each dimension; divides `resolution`.
@@ -176,7 +178,9 @@ class FiniteVolumeKolmogorov(System):
 
         u, v = velocity.unbind(dim=1)
 
-        return self.project_out(torch.stack(((u + u.roll(1, X)) / 2, (v + v.roll(1, Y)) / 2), dim=1))
+        faces = torch.stack(((u + u.roll(1, X)) / 2, (v + v.roll(1, Y)) / 2), dim=1)
+
+        return self.project_out(faces)
 
     def project(self, z: Tensor) -> Tensor:
         """Averages the velocity over the cells of the state, `(member, 2, size, size)`."""

@@ -6,8 +6,8 @@ and the nonlinear part of one, and makes one step of it. All are of fourth order
 References:
     Kassam and Trefethen (2005), Fourth-order time-stepping for stiff PDEs, SIAM J. Sci. Comput. 26.
     https://doi.org/10.1137/S1064827502410633
-    Hochbruck and Ostermann (2005), Explicit exponential Runge–Kutta methods for semilinear parabolic
-    problems, SIAM J. Numer. Anal. 43. https://doi.org/10.1137/040611434
+    Hochbruck and Ostermann (2005), Explicit exponential Runge–Kutta methods for semilinear
+    parabolic problems, SIAM J. Numer. Anal. 43. https://doi.org/10.1137/040611434
 """
 
 import math

@@ -3,8 +3,8 @@ r"""A flame front: long waves grow, short waves decay, the nonlinearity passes e
 $$ u_t = -u u_x - u_{xx} - u_{xxxx} $$
 
 on a periodic domain of the given length. In Fourier space the linear part is diagonal with the
-growth rates $k^2 - k^4$, stepped exactly; the nonlinear part $-\tfrac12 (u^2)_x$ is evaluated on the
-grid and dealiased by the 2/3 rule. The mean of u is conserved.
+growth rates $k^2 - k^4$, stepped exactly; the nonlinear part $-\tfrac12 (u^2)_x$ is evaluated on
+the grid and dealiased by the 2/3 rule. The mean of u is conserved.
 
 References:
     Kuramoto and Tsuzuki (1976), Prog. Theor. Phys. 55; Sivashinsky (1977), Acta Astronaut. 4.

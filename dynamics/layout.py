@@ -22,7 +22,7 @@ class Layout:
         variables: The names of the variables, in the order of the channels.
         dt: The time between two states, in `time_units`.
         coords: The spatial dimensions, in order, and their coordinate values.
-        period: The period of each periodic dimension. A dimension that is not named is not periodic.
+        period: The period of each periodic dimension. One that is not named is not periodic.
         units: The units of each variable and coordinate ("1" where not named).
         long_names: CF `long_name` of each variable and coordinate.
         time_units: The units of the time coordinate.

@@ -3,11 +3,12 @@ r"""Linear systems with Gaussian noise, where everything is known exactly.
 $$ x_{i+1} = A x_i + w_i, \qquad w_i \sim N(0, Q) $$
 
 If A is stable the stationary covariance solves the Lyapunov equation $P = A P A^T + Q$, and the
-covariance of two states is $\mathrm{Cov}(x_{i+l}, x_i) = A^l P$: whole trajectories are Gaussian with a
-known covariance. That is the oracle for samplers, guidance and filters.
+covariance of two states is $\mathrm{Cov}(x_{i+l}, x_i) = A^l P$: whole trajectories are Gaussian
+with a known covariance. That is the oracle for samplers, guidance and filters.
 
 References:
-    Van Loan (1978), Computing integrals involving the matrix exponential, IEEE Trans. Autom. Control 23.
+    Van Loan (1978), Computing integrals involving the matrix exponential, IEEE Trans. Autom.
+    Control 23.
 """
 
 import math
@@ -278,7 +279,7 @@ def columns_product(A: Tensor, x: Tensor) -> Tensor:
 
 
 def lyapunov(A: Tensor, Q: Tensor) -> Tensor:
-    """Solves `P = A P Aᵀ + Q` for a stable A by doubling: after k rounds, 2ᵏ terms of the series."""
+    """Solves `P = A P Aᵀ + Q` for a stable A by doubling: k rounds sum 2ᵏ terms of the series."""
 
     P = Q
     for _ in range(64):

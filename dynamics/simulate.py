@@ -1,14 +1,17 @@
 """Simulates ensembles of trajectories, in memory or streamed to Zarr.
 
 Members are simulated in blocks, and each block of members is written in blocks of time: memory is
-bounded by one block, whatever the number of members. Noise is drawn per member in pieces of a length
-that depends on the layout alone, so the result is the same for every blocking. After each write the
-model state is saved beside the store, in `<out>.partial/`, from where an interrupted run goes on.
+bounded by one block, whatever the number of members. Noise is drawn per member, in pieces of a
+length that depends on the layout alone, so the result is the same for every blocking (to the bit for
+our systems on a CPU; to round-off where a library's arithmetic depends on the size of the batch).
+After each write the model state is saved beside the store, in `<out>.partial/`, from where an
+interrupted run goes on.
 """
 
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +31,7 @@ from .system import System
 
 CHUNK_VALUES = 2**18  # 1 MiB of float32: one read of a training window
 BLOCK_BYTES = 2**24
+SPINUP_PIECE = 64  # steps between two restart states while nothing is written
 NOISE_STREAM = 1  # initial states draw from stream 0
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 MARK = "simulation"
@@ -100,7 +104,7 @@ def simulate(
         march(system, store.run, store, torch.device(device), progress)
         store.finish()
 
-    return xr.open_zarr(store.path, consolidated=False)[list(store.run.layout.variables)]
+    return xr.open_zarr(store.path)[list(store.run.layout.variables)]
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,8 @@ def march(
             block = Block(system, run, members, z, position.steps, device, bar)
             while position.frames < run.length:
                 if block.steps < run.spinup:
-                    block.advance(min(run.spinup, block.steps + run.time_block * run.stride))
+                    piece = max(SPINUP_PIECE, run.time_block * run.stride)
+                    block.advance(min(run.spinup, block.steps + piece))
                 else:
                     stop = min(run.length, position.frames + run.time_block)
                     block.record(range(position.frames, stop), sink)
@@ -320,7 +325,7 @@ class Block:
             count += 1
 
         finite = np.isfinite(states[:, :count].reshape(len(self.members), count, -1)).all(axis=2)
-        good = count if finite.all() else int(finite.all(axis=0).argmin())
+        good = count if finite.all() else int(np.argmin(finite.all(axis=0)))
         if good:
             sink.write(self.members.start, frames.start, states[:, :good])
         if good < count:
@@ -462,7 +467,7 @@ class Store:
             MARK: "incomplete",
         }
         root = zarr.open_group(draft, mode="w", zarr_format=3, attributes=attrs)
-        for name, coord in template.coords.items():
+        for name, coord in ((str(name), coord) for name, coord in template.coords.items()):
             values = np.arange(run.members) if name == "member" else coord.values
             root.create_array(
                 name, data=values, dimension_names=[name], attributes=dict(coord.attrs)
@@ -480,8 +485,9 @@ class Store:
                 dtype=run.dtype,
                 fill_value=float("nan"),
                 dimension_names=["member", "time", *layout.dims],
-                attributes=layout.attributes(name),
+                attributes=dict(layout.attributes(name)),
             )
+        consolidate(draft)
         draft.rename(self.path)
         root = zarr.open_group(self.path, mode="r+")
         self.arrays = {name: root[name] for name in layout.variables}
@@ -548,7 +554,19 @@ class Store:
         import zarr
 
         zarr.open_group(self.path, mode="r+").attrs[MARK] = "complete"
+        consolidate(self.path)
         shutil.rmtree(self.partial)
+
+
+def consolidate(path: Path) -> None:
+    """Gathers the metadata of a store in one file, which xarray looks for first."""
+
+    import zarr
+
+    with warnings.catch_warnings():
+        # It warns that other readers may not know of it: they read each array's own.
+        warnings.simplefilter("ignore", category=UserWarning)
+        zarr.consolidate_metadata(path)
 
 
 def stored_arguments(root: Any) -> dict[str, Any]:
