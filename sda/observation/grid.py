@@ -43,7 +43,7 @@ class OnGrid(Operator):
 
     Raises:
         ValueError: If the kind is unknown. When bound, if the coordinates fit neither way, or
-            both ways and no kind is given.
+            both ways and no kind is given, or another way than the kind given.
     """
 
     def __init__(
@@ -82,9 +82,8 @@ class OnGrid(Operator):
         blocks: list[np.ndarray] = []
         for dim, match in found.items():
             choice = match
-            if len(match) == 2:  # another dimension, or the user, decides
-                decided = {self.kind} if self.kind else kinds
-                choice = {kind: match[kind] for kind in decided if kind in match}
+            if len(match) == 2:  # the other dimensions decide
+                choice = {kind: match[kind] for kind in kinds}
             if len(choice) != 1:
                 raise ValueError(
                     f"the observed coordinate {dim!r} ({describe(self.coords[dim])}) could be "
@@ -129,14 +128,20 @@ class OnGrid(Operator):
             nearest = np.abs(wrapped[:, None] - centres).argmin(axis=1)
             if (np.abs(wrapped - centres[nearest]) <= 1e-3 * spacing).all():
                 found["averages"] = starts[nearest][:, None] + np.arange(k)
-        if self.kind in found:
-            found = {self.kind: found[self.kind]}
         if not found:
             raise ValueError(
                 f"the observed coordinate {dim!r} ({describe(given)}) is neither made of points of "
                 f"the state's ({describe(nodes)}) nor of the centres of blocks of them: regrid the "
                 f"observations, or give them as a table of points"
             )
+        if self.kind is not None and k != 1:
+            if self.kind not in found:
+                raise ValueError(
+                    f"the observed coordinate {dim!r} ({describe(given)}) was said to be "
+                    f"{self.kind} of the state's ({describe(nodes)}), but it fits "
+                    f"{next(iter(found))}"
+                )
+            found = {self.kind: found[self.kind]}
 
         return found
 

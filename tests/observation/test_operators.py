@@ -394,6 +394,11 @@ LINE3 = type(FLOW)(("h",), 1.0, {"x": np.arange(9.0)})
         ),
         (LINE3, lambda: OnGrid({"x": [1.0]}, "h", [0.0], "both"), "unknown kind of grid"),
         (
+            LINE3,
+            lambda: OnGrid({"x": [0.0, 4.0, 8.0]}, "h", [0.0], "averages"),
+            r"said to be averages of the state's \(9 values 0 … 8\), but it fits points",
+        ),
+        (
             FLOW,
             lambda: from_config({"operator": "os.system"}),
             "unknown observation operator 'os.system'",
