@@ -2,10 +2,10 @@
 
 Members are simulated in blocks, and each block of members is written in blocks of time: memory is
 bounded by one block, whatever the number of members. Noise is drawn per member, in pieces of a
-length that depends on the layout alone, so the result is the same for every blocking (to the bit for
-our systems on a CPU; to round-off where a library's arithmetic depends on the size of the batch).
-After each write the model state is saved beside the store, in `<out>.partial/`, from where an
-interrupted run goes on.
+length that depends on the layout alone, so the result is the same for every blocking: to the bit
+for our systems on a CPU, to round-off where a library's arithmetic depends on the batch. After each
+write the model state is saved beside the store, in `<out>.partial/`, from where an interrupted run
+goes on.
 """
 
 import json
@@ -324,7 +324,8 @@ class Block:
             states[:, count] = self.system.project(self.z).cpu().numpy()
             count += 1
 
-        finite = np.isfinite(states[:, :count].reshape(len(self.members), count, -1)).all(axis=2)
+        values = states[:, :count].reshape(len(self.members), count, -1)
+        finite = np.asarray(np.isfinite(values).all(axis=2))
         good = count if finite.all() else int(np.argmin(finite.all(axis=0)))
         if good:
             sink.write(self.members.start, frames.start, states[:, :good])
