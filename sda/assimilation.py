@@ -58,8 +58,8 @@ def assimilate(
     langevin: "Langevin | str | None" = "default",
     sampler: str = "xeab",
     steps: int = 24,
-    s_max: float | None = None,
-    s_min: float | None = None,
+    s_max: float = 100.0,
+    s_min: float = 5e-3,
     memory: int | str = "2GiB",
     block: int | None = None,
     device: str | torch.device = "cpu",
@@ -88,9 +88,8 @@ def assimilate(
             None (default: those that suit the kind of system).
         sampler: The sampler, see `sda.sampling.sample`.
         steps: The number of noise levels.
-        s_max: The largest noise level, in units of the variables' standard deviations (default:
-            the sampler's).
-        s_min: The smallest (default: the sampler's).
+        s_max: The largest noise level, in units of the variables' standard deviations.
+        s_min: The smallest, to be chosen well under the smallest posterior standard deviation.
         memory: The memory that the sampled states may take, in bytes or as "512MiB", "2GiB".
             Decides the members per block.
         block: The members per block, in place of `memory`.
@@ -114,7 +113,7 @@ def assimilate(
     """
 
     from .guidance import METHODS, guide
-    from .sampling import prepare, sample
+    from .sampling import SAMPLERS, log_levels, prepare, sample
 
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
@@ -137,9 +136,10 @@ def assimilate(
     if method not in METHODS:
         raise ValueError(f"unknown guidance {method!r}: expected one of {', '.join(METHODS)}")
     langevin = langevin_steps(langevin, fields=bool(layout.dims))
-    levels = {"s_max": s_max, "s_min": s_min}
-    levels = {name: value for name, value in levels.items() if value is not None}
-    schedule = {"sampler": sampler, "steps": steps, **levels}
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
+    log_levels(steps, s_max, s_min)
+    schedule = {"sampler": sampler, "steps": steps, "s_max": s_max, "s_min": s_min}
 
     prior = prior.to(device)
     climatology = prior.climatology
