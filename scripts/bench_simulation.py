@@ -1,7 +1,7 @@
 """Times the simulation of Kolmogorov flow against two baselines, and measures its peak memory.
 
-All times are per trajectory and 0.2 time units, on developed turbulence, the best of a few rounds in
-which the solvers take turns: processor time with one thread, else wall-clock time.
+All times are per trajectory and 0.2 time units, on developed turbulence, the best of a few rounds
+in which the solvers take turns: processor time with one thread, else wall-clock time.
 
     python scripts/bench_simulation.py --threads 1
 """
