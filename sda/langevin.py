@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .covariance import Covariance
 from .denoiser import Denoiser
 from .guidance.base import (
     Analysis,
@@ -32,6 +33,7 @@ from .guidance.base import (
     Metric,
     PosteriorDenoiser,
     PriorMetric,
+    analyse,
 )
 from .guidance.solver import Noise
 
@@ -102,8 +104,13 @@ class Langevin:
         return cls(**options)
 
     def correct(
-        self, denoiser: Denoiser, x: Tensor, s: float, noise: Noise
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        s: float,
+        noise: Noise,
+        analysis: Analysis | None = None,
+    ) -> tuple[Tensor, Analysis]:
         """Corrects trajectories at a noise level.
 
         Arguments:
@@ -111,16 +118,18 @@ class Langevin:
             x: The noisy trajectories, with shape `(member, time, channel, *space)`.
             s: The noise level.
             noise: The source of noise.
+            analysis: What `analyse(denoiser, x, s)` gave, if it is known already.
 
         Returns:
-            The corrected trajectories, their denoised mean, and the change of that mean.
+            The corrected trajectories, and their analysis.
         """
 
-        mean, metric = self._evaluate(denoiser, x, s)
-        first, values = mean, math.prod(x.shape[1:])
+        analysis = analyse(denoiser, x, s) if analysis is None else analysis
+        values = math.prod(x.shape[1:])
 
         for k in range(self.steps):
-            score = (mean - x) / s**2
+            metric = self._metric(denoiser, analysis)
+            score = (analysis.mean - x) / s**2
             drift = metric.apply(score)
             norm = (score * drift).flatten(1).sum(1) / values
             norm = norm.clamp(min=1e-6)
@@ -133,23 +142,15 @@ class Langevin:
             delta = delta.reshape(-1, *[1] * (x.ndim - 1))
             x = x - torch.expm1(-delta) * drift
             x = x + (-torch.expm1(-2 * delta)).sqrt() * metric.draw(noise)
-            mean, metric = self._evaluate(denoiser, x, s)
+            analysis = analyse(denoiser, x, s)
 
-        return x, mean, mean - first
+        return x, analysis
 
-    def _evaluate(self, denoiser: Denoiser, x: Tensor, s: float) -> tuple[Tensor, Metric]:
-        if isinstance(denoiser, PosteriorDenoiser):
-            analysis = denoiser.analyse(x, s)
-            return analysis.mean, self._metric(denoiser, analysis, x, s)
-        mean = denoiser.denoise(x, torch.as_tensor(s, dtype=x.dtype, device=x.device))
-
-        return mean, self._metric(denoiser, None, x, s)
-
-    def _metric(self, denoiser: Denoiser, analysis: Analysis | None, x: Tensor, s: float) -> Metric:
-        if self.metric == "guidance" and analysis is not None:
+    def _metric(self, denoiser: Denoiser, analysis: Analysis) -> Metric:
+        if self.metric == "guidance" and isinstance(denoiser, PosteriorDenoiser):
             return denoiser.metric(analysis, self.kappa, self.cap)
         covariance = getattr(denoiser, "covariance", None)
-        if self.metric != "identity" and covariance is not None:
-            return PriorMetric(covariance, CappedPrior(s, self.kappa, self.cap))
+        if self.metric != "identity" and isinstance(covariance, Covariance):
+            return PriorMetric(covariance, CappedPrior(analysis.s, self.kappa, self.cap))
 
-        return IdentityMetric(s, tuple(x.shape[1:]))
+        return IdentityMetric(analysis.s, tuple(analysis.mean.shape[1:]))

@@ -21,8 +21,9 @@ from torch import Tensor
 from dynamics.random import member_generator
 
 from .denoiser import Denoiser, as_denoiser
-from .guidance.base import CappedPrior, PosteriorDenoiser, PriorMetric
+from .guidance.base import CappedPrior, PosteriorDenoiser, PriorMetric, analyse
 from .langevin import Langevin
+from .smc import ParticleStep
 
 MAIN, PILOT = 0, 1
 
@@ -274,7 +275,7 @@ def sample(
     s_min: float = 5e-3,
     start: str = "gaussian",
     langevin: Langevin | None = None,
-    smc: Any = None,
+    smc: ParticleStep | None = None,
     progress: Callable[[int, int], None] | None = None,
     stream: int = MAIN,
     dtype: torch.dtype = torch.float32,
@@ -340,7 +341,7 @@ def integrate(
     noise: MemberNoise | None = None,
     *,
     langevin: Langevin | None = None,
-    smc: Any = None,
+    smc: ParticleStep | None = None,
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
     members: Sequence[int] | None = None,
@@ -358,20 +359,31 @@ def integrate(
     levels = sampler.levels.tolist()
     members = list(range(len(x))) if members is None else list(members)
 
+    if smc is not None and sampler.stochastic:
+        raise ValueError(
+            f"a particle step needs a sampler without noise of its own, got "
+            f"{type(sampler).__name__}: use xeab, reab, heun or ddim"
+        )
+    particles = None if smc is None else smc.begin(denoiser, seed, members)
+
     def evaluate(z: Tensor, s: float) -> Tensor:
         return denoiser.denoise(z, torch.as_tensor(s, dtype=z.dtype, device=z.device))
 
     for i, s in enumerate(levels):
-        if langevin is not None and langevin.s_min <= s <= langevin.s_max:
-            x, mean, jump = langevin.correct(denoiser, x, s, noise)
-            sampler.shift(jump)
-        else:
-            mean = evaluate(x, s)
-        if smc is not None:
-            x, mean, ancestors = smc.resample(denoiser, x, mean, s, seed, members)
-            sampler.history = [past[ancestors] for past in sampler.history]
         last = i == len(levels) - 1
-        x = mean if last else sampler.step(i, x, mean, evaluate, noise)
+        analysis = analyse(denoiser, x, s)
+        if particles is not None:
+            ancestors = particles.arrive(analysis, x, i, last)
+            if ancestors is not None:
+                x, analysis = x[ancestors], analysis.take(ancestors)
+                sampler.history = [past[ancestors] for past in sampler.history]
+        if langevin is not None and langevin.s_min <= s <= langevin.s_max:
+            before = analysis.mean
+            x, analysis = langevin.correct(denoiser, x, s, noise, analysis)
+            sampler.shift(analysis.mean - before)
+        if particles is not None:
+            particles.leave(analysis, x, i)
+        x = analysis.mean if last else sampler.step(i, x, analysis.mean, evaluate, noise)
         _check(x, members, i, s)
         if progress is not None:
             progress(i + 1, len(levels))

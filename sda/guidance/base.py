@@ -152,6 +152,35 @@ class Analysis:
     chi2: Tensor | None = None
     gain: Any = None
 
+    def take(self, members: Tensor) -> "Analysis":
+        """The analysis of some members; the operator is linearised again when it is needed."""
+
+        return Analysis(
+            self.mean[members],
+            self.background[members],
+            self.innovation[members],
+            self.s,
+            None,
+            None if self.chi2 is None else self.chi2[members],
+            self.gain,
+        )
+
+
+def analyse(denoiser: Denoiser, x: Tensor, s: float) -> Analysis:
+    """The analysis of any denoiser; one without guidance has no innovation.
+
+    Arguments:
+        denoiser: The denoiser.
+        x: Noisy trajectories, with shape `(member, time, channel, *space)`.
+        s: The noise level.
+    """
+
+    if isinstance(denoiser, PosteriorDenoiser):
+        return denoiser.analyse(x, s)
+    mean = denoiser.denoise(x, torch.as_tensor(s, dtype=x.dtype, device=x.device))
+
+    return Analysis(mean, mean, x.new_empty(len(x), 0), s)
+
 
 class PosteriorDenoiser(Denoiser, abc.ABC):
     """A denoiser of the posterior `p(x | y)`, a guided denoiser of the prior.
@@ -168,10 +197,14 @@ class PosteriorDenoiser(Denoiser, abc.ABC):
     Attributes:
         evaluations: How often the prior's denoiser was evaluated, summed over members.
         vjps: How often its adjoint was, summed over members.
+        twisted: Whether an analysis has `chi2` with the covariance that its gain is made of, as
+            particle steps need it.
 
     Raises:
         ValueError: If the shapes of the likelihood and the covariance differ.
     """
+
+    twisted = False
 
     def __init__(
         self,

@@ -112,7 +112,8 @@ class FlowDependentGuidance(StaticGuidance):
             enough to need anything else, and where `H` is not linear; else columns.
         s_flow: The largest noise level with the pilots' covariance (default: 20 for dense, 3 for
             columns).
-        every: The Jacobian is evaluated at one level of so many (default: 1 for dense, 3 for columns).
+        every: The Jacobian is evaluated at one level of so many (default: 1 for dense, 3 for
+            columns).
         floor: The smallest eigenvalue of `C / s²`, in the dense form.
         ceiling: The largest.
         options: See `StaticGuidance`.

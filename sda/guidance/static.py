@@ -39,6 +39,8 @@ class StaticGuidance(PosteriorDenoiser):
         ValueError: If the shapes differ, or `relinearisations` is not positive.
     """
 
+    twisted = True
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -83,3 +85,25 @@ class StaticGuidance(PosteriorDenoiser):
             mean = background + space.adjoint(wiener(s), v, tangent)
 
         return Analysis(mean, background, e, s, tangent, (innovation * v).sum(1), space)
+
+    def probe(self, analysis: Analysis, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """`Hᵀ v` and `C Hᵀ v` for `v = L⁻ᵀ η`, `S = L Lᵀ`, both with shape `(member, *shape)`.
+
+        Arguments:
+            analysis: The analysis.
+            eta: White noise, with shape `(member, m)`.
+
+        Raises:
+            ValueError: If `S` was not factorised.
+        """
+
+        space = analysis.gain
+        if not isinstance(space, ObservationSpace) or not space.direct:
+            raise ValueError(
+                "divergence 'probe' needs a linear H and the direct solve: use 'shared', or raise "
+                "the guidance's 'limit'"
+            )
+        factor = space.factor(wiener(analysis.s), ("innovation", analysis.s))
+        v = torch.linalg.solve_triangular(factor.T, eta.double().T, upper=True).T.to(eta.dtype)
+
+        return self.likelihood.adjoint(v), space.adjoint(wiener(analysis.s), v, None)
