@@ -239,3 +239,16 @@ def test_summary_is_a_table(case):
     assert lines[0].split() == ["u", "v", "all"]
     assert any(line.startswith("CRPS (fair)") for line in lines)
     assert lines[-1] == "12 members, 6 times"
+
+
+def test_observations_are_scored_as_they_were_made():
+    from sda.observation import BlockAverage, Select, observe
+
+    posterior, truth = ensemble(members=4, length=8)
+    seen = observe(truth.isel(member=0), Select(every=2) >> BlockAverage(2), std=0.3, seed=0)
+    scores = verify(posterior, truth, seen)
+    coarse = posterior.isel(time=slice(None, None, 2)).coarsen(y=2, x=2).mean()
+    error = (seen.to_dataset()[["u", "v"]] - coarse) / 0.3
+    expected = np.sqrt((error**2).to_dataarray().mean(["variable", "time", "y", "x"]))
+    np.testing.assert_allclose(scores["misfit"], expected, rtol=1e-5)
+    assert scores["misfit_truth"].item() == pytest.approx(1, abs=3 / np.sqrt(2 * len(seen)))
