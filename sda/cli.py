@@ -120,17 +120,31 @@ def verify(config: Config) -> int:
 
 
 def plot(config: Config) -> int:
-    """Draws an ensemble beside the truth and the observations.
+    """Draws an ensemble beside the truth and the observations, or its scores.
 
-    sda plot posterior=posterior.zarr truth=truth.zarr observations=observations.zarr out=posterior.png
+    sda plot posterior=posterior.zarr truth=truth.zarr observations=observations.zarr out=states.png
+    sda plot posterior=posterior.zarr truth=truth.zarr out=states.gif
+    sda plot scores=scores.nc figure=rank_histogram out=ranks.png
     """
 
-    from .config import draw
+    from . import plotting
     from .observation import Observations
+    from .store import open_dataset
 
-    posterior, truth, observations = experiment(config, Observations)
-    out = fresh(config)
-    draw(posterior, truth, observations, out)
+    out = Path(config["out"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if config["figure"] == "states":
+        if config["posterior"] is None:
+            raise ValueError("figure=states needs posterior=…, the ensemble to draw")
+        posterior, truth, observations = experiment(config, Observations)
+        plotting.draw(posterior, truth, observations, out=out, overwrite=config["overwrite"])
+    else:
+        if config["scores"] is None:
+            raise ValueError(f"figure={config['figure']} needs scores=…, a file of `sda verify`")
+        figure = getattr(plotting, f"plot_{config['figure']}")(
+            open_dataset(config["scores"]).load()
+        )
+        plotting.save(figure, out, overwrite=config["overwrite"])
     say(f"{out}: drawn")
     return 0
 
@@ -141,10 +155,39 @@ def info(config: Config) -> int:
     sda info kolmogorov
     """
 
-    from .config import inspect
+    from .observation import Observations
+    from .prior import Prior
+    from .store import open_dataset
 
-    say(inspect(config["path"]))
+    path = Path(config["path"])
+    if not path.exists() or (path / "prior.json").is_file():
+        say(prior_text(Prior.load(config["path"])))
+    elif path.suffix in (".csv", ".parquet"):
+        say(repr(Observations.load(path)))
+    else:
+        dataset = open_dataset(path)
+        if any(str(name).endswith("_std") for name in dataset.data_vars):
+            say(repr(Observations.load(path)))
+        else:
+            say(sizes(dataset))
+        for name, value in dataset.attrs.items():
+            say(f"  {name}: {value}")
     return 0
+
+
+def prior_text(prior: Any) -> str:
+    """What a prior is and how well it denoises, in a few lines."""
+
+    layout = prior.layout
+    space = ", ".join(f"{dim} {len(values)}" for dim, values in layout.coords.items()) or "none"
+    lines = [
+        f"prior {prior.name}: {'Gaussian' if prior.gaussian else 'network'}, "
+        f"window {prior.window}, climatology of {prior.climatology.window} states",
+        f"  variables: {', '.join(layout.variables)}; space: {space}; dt: {layout.dt:g}",
+        f"  hash: {prior.hash}",
+    ]
+    lines += [f"  {name}: {value}" for name, value in prior.info.items()]
+    return "\n".join(lines)
 
 
 def demo(config: Config) -> int:

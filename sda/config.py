@@ -102,6 +102,9 @@ RULES = {
     "observing.function": Rule(
         "text", choices=("vorticity", "saturating_vorticity", "loop"), optional=True
     ),
+    "figure": Rule(
+        "text", choices=("states", "spread_skill", "rank_histogram", "coverage", "spectra")
+    ),
     "stride": Rule("integer", low=1),
     "devices": Rule("integer", low=1),
     "checkpoint_every": Rule("integer", low=1),
