@@ -1,4 +1,4 @@
-"""Prints the table of methods on Lorenz-63: python scripts/bench_lorenz63.py --sets 5 --members 256"""
+"""Prints the table of methods on Lorenz-63, see `sda.benchmarks.lorenz63`."""
 
 import argparse
 
