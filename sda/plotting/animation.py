@@ -106,10 +106,10 @@ def field_frames(
     seen = None if observations is None else Seen(observations, variable, posterior)
     times = np.asarray(posterior["time"].values, dtype=np.float64)
     several = posterior.sizes["member"] > 1
-    first = pick(posterior.isel(time=[0, -1]).load(), variable)
+    first = pick(posterior.isel(time=[0, -1]).compute(), variable)
     y = None
     if truth is not None:
-        y = pick(truth.isel(time=time_index(truth, times)).load(), variable)
+        y = pick(truth.isel(time=time_index(truth, times)).compute(), variable)
         y = y.transpose("time", "y", "x")
     vmin, vmax, cmap = limits(first if y is None else y)
     norm = {"vmin": vmin, "vmax": vmax, "cmap": cmap}
@@ -140,7 +140,7 @@ def field_frames(
     heading = figure.suptitle(f"time {times[0]:g}", fontsize=8)
 
     def update(i: int) -> Sequence[Any]:
-        x = pick(posterior.isel(time=i).load(), variable).transpose("member", "y", "x").values
+        x = pick(posterior.isel(time=i).compute(), variable).transpose("member", "y", "x").values
         shown = {f"member {m}": x[k] for k, m in enumerate(chosen)}
         shown["ensemble mean"], shown["spread"] = x.mean(axis=0), x.std(axis=0, ddof=int(several))
         if y is not None:
@@ -171,7 +171,7 @@ def profile_frames(
 
     variable = variable or default_variable(posterior)
     dim = spatial_dims(posterior)[0]
-    x = pick(posterior, variable).load().transpose("member", "time", dim).values
+    x = pick(posterior, variable).compute().transpose("member", "time", dim).values
     times = np.asarray(posterior["time"].values, dtype=np.float64)
     space = posterior[dim].values
     table = None if observations is None else forms(observations)[1]

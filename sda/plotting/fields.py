@@ -62,7 +62,7 @@ def plot_fields(
     seen = None if observations is None else Seen(observations, variable, posterior)
     chosen = default_times(posterior, seen) if times is None else np.asarray(times)
     chosen_posterior = posterior.isel(time=time_index(posterior, chosen))
-    x = pick(chosen_posterior.load(), variable).transpose("member", "time", "y", "x")
+    x = pick(chosen_posterior.compute(), variable).transpose("member", "time", "y", "x")
     count = min(members, x.sizes["member"])
     y = None
     if truth is not None:
@@ -135,7 +135,7 @@ def hovmoller(
 ) -> Figure:
     """Draws fields over one dimension and time, side by side."""
 
-    x = pick(posterior, variable).load().transpose("member", "time", dim)
+    x = pick(posterior, variable).compute().transpose("member", "time", dim)
     time, space = np.asarray(x["time"].values, dtype=np.float64), x[dim].values
     y = None if truth is None else pick(truth, variable).transpose("time", dim)
     if y is not None:

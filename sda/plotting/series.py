@@ -54,7 +54,7 @@ def plot_series(
     figure = new_figure(6.5, 1.25 * len(rows) + 0.5)
     grid = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, where) in zip(grid, rows, strict=True):
-        x = posterior[name].isel(where).transpose("member", "time").load()
+        x = posterior[name].isel(where).transpose("member", "time").compute()
         time = np.asarray(x["time"].values, dtype=np.float64)
         for p, alpha in ((0.9, 0.18), (0.5, 0.3)):
             low, high = np.quantile(x, [(1 - p) / 2, (1 + p) / 2], axis=0)

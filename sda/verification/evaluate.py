@@ -96,7 +96,7 @@ def verify(
     posterior = posterior[names]
     truth = align(posterior, truth[names])
     if posterior.nbytes <= memory:
-        posterior = posterior.load()
+        posterior = posterior.compute()
 
     units = {str(posterior[name].attrs.get("units", "1")) for name in names}
     task = Task(posterior, truth, tuple(names), len(units) == 1, tuple(levels), seed, memory)
@@ -226,7 +226,7 @@ def align(posterior: xr.Dataset, truth: xr.Dataset) -> xr.Dataset:
                     f"{span(a)} and {len(b)} values {span(b)}: regrid one of them"
                 )
 
-    return truth.load()
+    return truth.compute()
 
 
 def same(a: NDArray, b: NDArray) -> bool:
@@ -266,7 +266,7 @@ class Task:
     def arrays(self, block: xr.Dataset) -> dict[str, NDArray]:
         """The variables of a part of the posterior, each with shape `(member, time, *space)`."""
 
-        block = block.load()
+        block = block.compute()
         return {n: block[n].transpose("member", "time", *self.dims(n)).values for n in self.names}
 
     def member_blocks(self, members: NDArray) -> Iterator[tuple[NDArray, dict[str, NDArray]]]:

@@ -95,6 +95,13 @@ def test_blocks_do_not_change_scores(case, monkeypatch):
     xr.testing.assert_allclose(small, scores, rtol=1e-9)
 
 
+def test_a_lazy_posterior_stays_lazy(case):
+    posterior, truth, scores = case
+    lazy = posterior.chunk(member=5)
+    xr.testing.assert_identical(verify(lazy, truth), scores)
+    assert all(lazy[name].chunks for name in lazy)
+
+
 def test_seeded_ties_do_not_depend_on_memory():
     posterior, truth = (np.round(dataset) for dataset in ensemble())
     whole, small = verify(posterior, truth), verify(posterior.chunk(time=1), truth, memory=1)
