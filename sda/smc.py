@@ -9,9 +9,9 @@ in `u = log s`,
     d log w / du = d log ψ_s(x) / du − δ · ∇ log p_s(x) − ∇ · δ,
 
 with the total derivative of `log ψ` along a member's path, `∇ log p_s = (D − x) / s²` and
-`∇ · δ = − tr(S⁻¹ H ∂D/∂x C Hᵀ)`. For Gaussian priors and linear `H` the weights stay constant. Where
-the effective sample size of a group of members falls, the group is resampled. Groups are fixed by
-the members' indices, so that the result does not depend on how an ensemble is split into blocks.
+`∇ · δ = − tr(S⁻¹ H ∂D/∂x C Hᵀ)`. For Gaussian priors and linear `H` the weights stay constant.
+Where the effective sample size of a group of members falls, the group is resampled. Groups are
+fixed by the members' indices, so that the result does not depend on how an ensemble is split into blocks.
 
 Resampling replaces members by copies of others, which only Langevin steps make distinct again, and
 with few members it can lose a mode: it is off by default.
@@ -44,9 +44,9 @@ class ParticleStep:
     Arguments:
         group: The number of members of a group. Member `m` is in group `m // group`.
         threshold: A group is resampled if its effective sample size is below this fraction.
-        divergence: How `∇ · δ` is found: `shared` takes it to be equal for all members, it then drops
-            out; `probe` estimates it with one random probe, a vector–Jacobian product for each
-            member and level, without which the weights are not exact for priors that are not
+        divergence: How `∇ · δ` is found: `shared` takes it to be equal for all members, so that it
+            drops out; `probe` estimates it with a random probe, one vector–Jacobian product for
+            each member and level, without which the weights are not exact for priors that are not
             Gaussian.
 
     Raises:

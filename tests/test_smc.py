@@ -40,7 +40,7 @@ def test_weights_stay_constant_where_guidance_is_exact(langevin: Langevin | None
 
 
 class Mixture(Denoiser):
-    """Two Gaussians at ±a with standard deviations 0.2, in two dimensions, with weights 0.7, 0.3."""
+    """Two Gaussians at ±a with standard deviations 0.2 and weights 0.7 and 0.3."""
 
     centre = torch.tensor([1.5, 0.5]).double()
 
