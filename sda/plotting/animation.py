@@ -24,6 +24,9 @@ from .style import (
     new_figure,
 )
 
+# A store has one chunk for all frames of a member: reading it frame by frame is slow.
+MEMORY = 2**30
+
 Update = Callable[[int], Sequence[Any]]
 
 
@@ -68,6 +71,8 @@ def animate(
             f"an MP4 needs ffmpeg, which was not found: install it or write {out.stem}.gif"
         )
     posterior, truth = prepare(posterior, truth)
+    if posterior.nbytes <= MEMORY:
+        posterior = posterior.compute()
     dims = spatial_dims(posterior)
     with matplotlib.rc_context(STYLE):
         if set(dims) == {"y", "x"}:

@@ -89,7 +89,7 @@ def test_an_overconfident_ensemble_is_found_outside_the_bands():
 def test_blocks_do_not_change_scores(case, monkeypatch):
     posterior, truth, scores = case
     lazy = posterior.chunk(member=5, time=2)
-    monkeypatch.setattr("sda.verification.evaluate.FRAME_VALUES", 1)
+    monkeypatch.setattr("sda.verification.task.FRAME_VALUES", 1)
     small = verify(lazy, truth, memory=posterior.nbytes // 5)
     assert all(lazy[name].chunks for name in lazy)
     xr.testing.assert_allclose(small, scores, rtol=1e-9)
