@@ -73,7 +73,7 @@ def summary(scores: xr.Dataset) -> str:
     left_out = scores.attrs["failed_members"]
     lines.append(
         f"{scores.attrs['members']} member"
-        + "s" * (scores.attrs["members"] > 1)
+        + ("s" if scores.attrs["members"] > 1 else "")
         + (f" ({left_out} more failed and are left out)" if left_out else "")
         + f", {scores.sizes['time']} times"
     )

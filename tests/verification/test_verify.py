@@ -241,6 +241,13 @@ def test_what_does_not_fit_is_named(case):
     assert "u" in verify(posterior, truth.drop_vars("v"), variables=["u"])["variable"]
 
 
+def test_scores_survive_a_file(case, tmp_path):
+    case[2].to_netcdf(tmp_path / "scores.nc")
+    again = xr.open_dataset(tmp_path / "scores.nc")
+    xr.testing.assert_equal(again, case[2])
+    assert summary(again) == summary(case[2])
+
+
 def test_summary_is_a_table(case):
     lines = summary(case[2]).splitlines()
     assert lines[0].split() == ["u", "v", "all"]
