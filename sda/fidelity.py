@@ -287,7 +287,7 @@ def composition_rows(
     Arguments:
         length: The number of states.
         windows: The windows and strides.
-        dt: The time between two states, see `gaussian_case`: the correlation time is about 7 states.
+        dt: The time between two states, see `gaussian_case`: correlations last about 7 states.
     """
 
     for kind in KINDS:

@@ -11,7 +11,7 @@ in `u = log s`,
 with the total derivative of `log ψ` along a member's path, `∇ log p_s = (D − x) / s²` and
 `∇ · δ = − tr(S⁻¹ H ∂D/∂x C Hᵀ)`. For Gaussian priors and linear `H` the weights stay constant.
 Where the effective sample size of a group of members falls, the group is resampled. Groups are
-fixed by the members' indices, so that the result does not depend on how an ensemble is split into blocks.
+fixed by the members' indices, so that the result does not depend on how an ensemble is split.
 
 Resampling replaces members by copies of others, which only Langevin steps make distinct again, and
 with few members it can lose a mode: it is off by default.

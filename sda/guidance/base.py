@@ -212,7 +212,7 @@ class PosteriorDenoiser(Denoiser, abc.ABC):
         likelihood: Any,
         covariance: Covariance,
         limit: float = 1e8,
-        tolerance: float = 1e-4,
+        tolerance: float = 1e-3,
         iterations: int = 200,
     ) -> None:
         super().__init__()

@@ -119,8 +119,9 @@ class ObservationSpace:
     Arguments:
         covariance: The covariance `Σ`.
         likelihood: The likelihood, which has `H` and `R`.
-        limit: The largest size `m n` of `E = V Hᵀ` and the largest cost `m² n / 1000` of a matrix
-            for the direct solve. Beyond, and for non-linear `H`, conjugate gradients.
+        limit: The largest size `m n` of `E = V Hᵀ` for the direct solve, whose cost `m² n` for each
+            matrix must also be below 200 times that. Beyond, and for non-linear `H`, conjugate
+            gradients.
         tolerance: The relative residual of conjugate gradients.
         iterations: The largest number of conjugate gradient iterations.
     """
@@ -130,7 +131,7 @@ class ObservationSpace:
         covariance: Covariance,
         likelihood: Any,
         limit: float = 1e8,
-        tolerance: float = 1e-4,
+        tolerance: float = 1e-3,
         iterations: int = 200,
     ) -> None:
         self.covariance = covariance
@@ -140,7 +141,7 @@ class ObservationSpace:
         self.iterations = iterations
         self.std = likelihood.std
         m, n = len(self.std), covariance.eigenvalues.numel()
-        self.direct = likelihood.linear and m * n <= limit and m * m * n / 1000 <= limit
+        self.direct = likelihood.linear and m * n <= limit and m * m * n <= 200 * limit
         self._columns: Tensor | None = None
         self._factors: dict[Key, Tensor] = {}
 
@@ -157,14 +158,17 @@ class ObservationSpace:
     def matrix(self, fn: Function) -> Tensor:
         """The matrix `H f(Σ) Hᵀ + R` in float64, with shape `(m, m)`."""
 
-        gram = torch.zeros(len(self.std), len(self.std), dtype=torch.float64).to(self.std.device)
-        size = max(1, 2**24 // len(self.std))
-        weights = fn(self.covariance.eigenvalues.double())
+        # Where it is cheap in float64; else in chunks small enough for single precision.
+        m, n = self.columns.shape
+        dtype = torch.float64 if m * m * n < 2e8 else self.columns.dtype
+        size = n if dtype == torch.float64 else 4096
+        gram = torch.zeros(m, m, dtype=torch.float64, device=self.std.device)
+        weights = fn(self.covariance.eigenvalues.double()).to(dtype)
         for part, weight in zip(self.columns.split(size, dim=1), weights.split(size), strict=True):
-            part = part.double()
-            gram += (part * weight) @ part.T
+            part = part.to(dtype)
+            gram += ((part * weight) @ part.T).double()
 
-        return gram + torch.diag(self.std.double() ** 2)
+        return (gram + gram.T) / 2 + torch.diag(self.std.double() ** 2)
 
     def factor(self, fn: Function, key: Key) -> Tensor:
         """The Cholesky factor of `matrix(fn)`, computed once for each key."""
