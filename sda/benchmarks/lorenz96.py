@@ -4,8 +4,8 @@ Forty variables are too many for a particle filter, but the transition density i
 that of a trajectory given observations: every second variable at every fourth step. The reference
 are chains from an ensemble of weak-constraint 4D-Var analyses, accepted only if they agree.
 
-The density of the first state is not known; the reference takes the Gaussian with the climatological
-mean and covariance, which 20 observations of the first state leave little to say.
+The density of the first state is not known; the reference takes the Gaussian with the
+climatological mean and covariance, which 20 observations of the first state leave little to say.
 """
 
 import time
