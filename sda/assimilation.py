@@ -29,9 +29,9 @@ from .denoiser import Denoiser, GaussianDenoiser
 from .store import PosteriorMemory, PosteriorWriter, check_target, first_line
 
 if TYPE_CHECKING:
+    from .langevin import Langevin
     from .observation import Observations
     from .prior import Prior
-    from .langevin import Langevin
 
 TASKS = ("smooth",)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -70,7 +70,8 @@ def assimilate(
 ) -> xr.Dataset:
     r"""Samples an ensemble from the posterior of a trajectory given observations.
 
-    $$ x^{(m)} \sim p(x_{1:L} \mid y), \qquad y = H(x_{1:L}) + \varepsilon, \; \varepsilon \sim N(0, R) $$
+    $$ x^{(m)} \sim p(x_{1:L} \mid y), \qquad y = H(x_{1:L}) + \varepsilon,
+       \quad \varepsilon \sim N(0, R) $$
 
     Arguments:
         prior: The prior over trajectories.
@@ -144,7 +145,8 @@ def assimilate(
     prior = prior.to(device)
     climatology = prior.climatology
     likelihood = observations.likelihood(layout, time, dtype=dtype, device=device)
-    likelihood = likelihood.normalise(climatology.mean, climatology.scale)
+    mean, scale = climatology.get_buffer("mean"), climatology.get_buffer("scale")
+    likelihood = likelihood.normalise(mean, scale)
     guided = guide(
         method,
         trajectory_denoiser(prior, len(time), dtype, memory),
@@ -152,7 +154,7 @@ def assimilate(
         climatology.covariance(len(time), dtype),
         **options,
     )
-    settings = {
+    settings: dict[str, Any] = {
         "task": task,
         "prior": prior.hash,
         "observations": observations.hash(),
@@ -183,18 +185,18 @@ def assimilate(
     with sink:
         blocks = [(k, sink.blocks[k]) for k in sink.unfinished]
         if blocks:
-            # Before all blocks, so that they share the pilots; without pilots no member is any good.
+            # Before all blocks, which share the pilots; without pilots no member is any good.
             prepare(guided, shape, seed, **options)
         with Progress(sum(len(block) for _, block in blocks), guided, progress) as bar:
-            for k, block in blocks:
+            for k, part in blocks:
                 try:
-                    x = sample(guided, shape, seed, block, progress=bar.level(block), **options)
+                    x = sample(guided, shape, seed, part, progress=bar.level(part), **options)
                 except FloatingPointError as error:
                     # What diverged is named and left out; the other blocks are as good as ever.
                     sink.fail(k, str(error))
                 else:
                     sink.put(k, climatology.denormalise(x).cpu().numpy())
-                bar.done(block)
+                bar.done(part)
 
     posterior = sink.dataset()
     failed = posterior.attrs["failed_members"]
@@ -336,10 +338,10 @@ def precision(dtype: torch.dtype | str) -> torch.dtype:
         ValueError: If it is neither float32 nor float64.
     """
 
-    dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if dtype not in DTYPES.values():
-        raise ValueError(f"dtype must be float32 or float64, got {dtype}")
-    return dtype
+    for name, each in DTYPES.items():
+        if dtype in (name, each):
+            return each
+    raise ValueError(f"dtype must be float32 or float64, got {dtype}")
 
 
 def compute_device(device: str | torch.device) -> torch.device:
@@ -372,7 +374,7 @@ def provenance(settings: Mapping[str, Any], prior: "Prior") -> dict[str, Any]:
     return {
         "title": "Posterior ensemble of a trajectory given observations",
         "source": f"score-based data assimilation, sda-torch {versions['sda-torch']}",
-        "method": f"{guidance} guidance, {sampler['sampler']} sampler with {sampler['steps']} levels",
+        "method": f"{guidance} guidance, {sampler['sampler']} sampler, {sampler['steps']} steps",
         "task": settings["task"],
         "seed": settings["seed"],
         "prior": str(getattr(prior, "name", type(prior).__name__)),
@@ -389,7 +391,9 @@ def plain(langevin: "Langevin | None") -> dict[str, Any] | None:
     if langevin is None:
         return None
     return {
-        each.name: repr(value) if isinstance(value := getattr(langevin, each.name), float) else value
+        each.name: repr(value)
+        if isinstance(value := getattr(langevin, each.name), float)
+        else value
         for each in dataclasses.fields(langevin)
         if each.compare
     }
@@ -413,7 +417,8 @@ class Progress:
             disable=not shown,
             desc="sampling",
             unit="member",
-            bar_format="{desc}: {n:.0f}/{total} members |{bar}| {elapsed}, {remaining} left{postfix}",
+            bar_format="{desc}: {n:.0f}/{total} members |{bar}| {elapsed}, {remaining} left"
+            "{postfix}",
         )
 
     def level(self, block: range) -> Callable[[int, int], None]:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import xarray as xr
 
+    from .observation import Observations
+
 Config = dict[str, Any]
 
 FAILED, BAD_INPUT, INTERRUPTED = 3, 2, 130
@@ -29,8 +31,10 @@ def simulate(config: Config) -> int:
     sda simulate system=lorenz63 members=1024 length=1024 spinup=1024 out=truth.zarr
     """
 
+    from .assimilation import compute_device
     from .config import build_system
 
+    compute_device(config["device"])
     names = ("stride", "dtype", "device", "overwrite", "resume", "progress")
     dataset = build_system(config["system"]).simulate(
         config["members"],
@@ -88,9 +92,8 @@ def assimilate(config: Config) -> int:
 
     from .assimilation import assimilate as run
     from .config import assimilation_options, build_prior
-    from .observation import Observations
 
-    observations = Observations.load(config["observations"])
+    observations = load_observations(config["observations"])
     prior = build_prior(config["prior"])
     posterior = run(prior, observations, **assimilation_options(config, prior))
     say(f"{config['out']}: {sizes(posterior)}, {posterior.attrs['status']}")
@@ -105,11 +108,10 @@ def verify(config: Config) -> int:
     sda verify posterior=posterior.zarr truth=truth.zarr member=0 observations=observations.zarr
     """
 
-    from .observation import Observations
     from .verification import summary
     from .verification import verify as score
 
-    posterior, truth, observations = experiment(config, Observations)
+    posterior, truth, observations = experiment(config)
     out = None if config["out"] is None else fresh(config)
     scores = score(posterior, truth, observations)
     say(str(summary(scores)))
@@ -128,7 +130,6 @@ def plot(config: Config) -> int:
     """
 
     from . import plotting
-    from .observation import Observations
     from .store import open_dataset
 
     out = Path(config["out"])
@@ -136,7 +137,7 @@ def plot(config: Config) -> int:
     if config["figure"] == "states":
         if config["posterior"] is None:
             raise ValueError("figure=states needs posterior=…, the ensemble to draw")
-        posterior, truth, observations = experiment(config, Observations)
+        posterior, truth, observations = experiment(config)
         plotting.draw(posterior, truth, observations, out=out, overwrite=config["overwrite"])
     else:
         if config["scores"] is None:
@@ -155,7 +156,6 @@ def info(config: Config) -> int:
     sda info kolmogorov
     """
 
-    from .observation import Observations
     from .prior import Prior
     from .store import open_dataset
 
@@ -163,11 +163,11 @@ def info(config: Config) -> int:
     if not path.exists() or (path / "prior.json").is_file():
         say(prior_text(Prior.load(config["path"])))
     elif path.suffix in (".csv", ".parquet"):
-        say(repr(Observations.load(path)))
+        say(repr(load_observations(path)))
     else:
         dataset = open_dataset(path)
         if any(str(name).endswith("_std") for name in dataset.data_vars):
-            say(repr(Observations.load(path)))
+            say(repr(load_observations(path)))
         else:
             say(sizes(dataset))
         for name, value in dataset.attrs.items():
@@ -270,12 +270,24 @@ def trajectory(path: str, member: int) -> "xr.Dataset":
         return dataset
     if member >= dataset.sizes["member"]:
         raise ValueError(
-            f"member={member} is not in {path}, which has members 0 to {dataset.sizes['member'] - 1}"
+            f"member={member} is not in {path}, which has members 0 to "
+            f"{dataset.sizes['member'] - 1}"
         )
     return dataset.isel(member=member)
 
 
-def experiment(config: Config, kind: Any) -> tuple[Any, Any, Any]:
+def load_observations(path: str | Path) -> "Observations":
+    """Loads observations; an error names the file."""
+
+    from .observation import Observations
+
+    try:
+        return Observations.load(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def experiment(config: Config) -> tuple[Any, Any, Any]:
     """The posterior, the truth over the posterior's times and the observations, where given."""
 
     import numpy as np
@@ -299,7 +311,7 @@ def experiment(config: Config, kind: Any) -> tuple[Any, Any, Any]:
         truth = truth.isel(time=nearest).assign_coords(time=posterior["time"])
     observations = None
     if config["observations"] is not None:
-        observations = kind.load(config["observations"])
+        observations = load_observations(config["observations"])
     return posterior, truth, observations
 
 
@@ -401,7 +413,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .config import hint
 
             raise ValueError(
-                f"unknown verb {verb!r}{hint(verb, list(VERBS))}: expected one of {', '.join(VERBS)}"
+                f"unknown verb {verb!r}{hint(verb, list(VERBS))}: "
+                f"expected one of {', '.join(VERBS)}"
             )
         if {"-h", "--help"} & set(overrides):
             say(manual(verb))

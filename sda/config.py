@@ -204,7 +204,9 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     for key, value in leaves(config):
         if value in ("???", ""):
-            raise ValueError(f"{key} is required: give {key}=… (`sda {verb} --help` has an example)")
+            raise ValueError(
+                f"{key} is required: give {key}=… (`sda {verb} --help` has an example)"
+            )
         check(key, value, known.get(key))
 
     return config | {"choices": choices}
@@ -224,9 +226,7 @@ def check(key: str, value: Any, default: Any) -> None:
         raise ValueError(f"{key} must be {rule}, got {value!r}")
 
 
-def hydra_compose(
-    verb: str, overrides: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, str]]:
+def hydra_compose(verb: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Hydra's composition, with its errors in one line.
 
     Returns:
@@ -249,7 +249,7 @@ def hydra_compose(
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"sda {verb}: {' '.join(str(error).split())}") from error
 
-    plain = {str(key): value for key, value in dict(content or {}).items()}
+    plain = dict(content) if isinstance(content, dict) else {}
     return plain, {group: choices[group] for group in groups() if group in choices}
 
 
@@ -271,7 +271,7 @@ def hint(given: str, known: Sequence[str]) -> str:
 
 
 def readable(value: str) -> str:
-    """A value as Hydra's grammar reads it: text that it does not read, such as a path, is quoted."""
+    """A value as Hydra's grammar reads it: text that it does not, as some paths, is quoted."""
 
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -354,7 +354,9 @@ def build_operator(config: Mapping[str, Any]) -> "Operator":
     parts: list[Operator] = []
     if config["variables"] or config["region"] or selects:
         parts.append(
-            o.Select(config["variables"], region=config["region"], steps=states if selects else None)
+            o.Select(
+                config["variables"], region=config["region"], steps=states if selects else None
+            )
         )
     if config["block"] is not None:
         parts.append(o.BlockAverage(config["block"]))
@@ -366,9 +368,7 @@ def build_operator(config: Mapping[str, Any]) -> "Operator":
     return o.Compose(*parts) if parts else o.Select()
 
 
-def build_observations(
-    config: Mapping[str, Any], truth: "xr.Dataset", seed: int
-) -> "Observations":
+def build_observations(config: Mapping[str, Any], truth: "xr.Dataset", seed: int) -> "Observations":
     """Observations of a truth by a group `observing`.
 
     Raises:

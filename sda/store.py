@@ -45,9 +45,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         raise FileNotFoundError(f"no dataset at {str(path)!r}")
     try:
         if path.is_dir():
-            return ordered(
-                xr.open_zarr(path, consolidated=False, decode_times=False, chunks={})
-            )
+            return ordered(xr.open_zarr(path, consolidated=False, decode_times=False, chunks={}))
         return xr.open_dataset(path, decode_times=False, chunks={})
     except Exception as error:
         raise ValueError(
@@ -146,7 +144,7 @@ class PosteriorWriter:
 
         Arguments:
             k: The index of the block.
-            trajectories: The members in physical units, with shape `(member, time, channel, *space)`.
+            trajectories: The members in physical units, `(member, time, channel, *space)`.
 
         Raises:
             OSError: If a block could not be written.
@@ -182,7 +180,7 @@ class PosteriorWriter:
 
         import zarr
 
-        group = zarr.open_group(self.path, mode="r+", zarr_format=3)
+        group: Any = zarr.open_group(self.path, mode="r+", zarr_format=3)
         block = self.blocks[k]
         for i, name in enumerate(self.variables):
             array = group[name]
@@ -390,7 +388,7 @@ def create(
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        group = zarr.create_group(fresh, zarr_format=3, attributes=dict(attrs))
+        group: Any = zarr.create_group(fresh, zarr_format=3, attributes=dict(attrs))
         template = layout.to_dataset(np.empty((0, len(time), *layout.shape)), time=time)
         coords = {str(name): coord for name, coord in template.coords.items()}
         for name, coord in coords.items():

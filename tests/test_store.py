@@ -29,7 +29,9 @@ def states(members=MEMBERS):
 
 def writer(path, settings=SETTINGS, members=MEMBERS, block=BLOCK, **options):
     attrs = {"title": "a posterior"}
-    return PosteriorWriter(path, LAYOUT, LAYOUT.times(5), members, block, settings, attrs, **options)
+    return PosteriorWriter(
+        path, LAYOUT, LAYOUT.times(5), members, block, settings, attrs, **options
+    )
 
 
 def fill(sink, x, blocks=None):
@@ -173,7 +175,9 @@ def test_full_disk(tmp_path, monkeypatch):
         write(self, k, trajectories)
 
     monkeypatch.setattr(PosteriorWriter, "write", fails_on_second)
-    with pytest.raises(OSError, match=r"disk is full while writing members 4 to 7: 4 of 10") as info:
+    with pytest.raises(
+        OSError, match=r"disk is full while writing members 4 to 7: 4 of 10"
+    ) as info:
         with writer(path) as sink:
             fill(sink, x)
     assert info.value.errno == errno.ENOSPC and "resume=true" in str(info.value)

@@ -1,0 +1,188 @@
+"""The command line: from a system to verified, drawn posteriors, as a user types it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+
+from sda import cli, config
+from sda.store import open_dataset
+
+
+def run(*arguments):
+    return cli.main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory):
+    """A twin experiment of Lorenz-63 with a Gaussian prior, by commands alone."""
+
+    folder = tmp_path_factory.mktemp("twin")
+    train, truth = folder / "train.zarr", folder / "truth.zarr"
+    quiet = "progress=false"
+    commands = [
+        ["simulate", "members=16", "length=200", "spinup=100", "seed=1", f"out={train}", quiet],
+        ["simulate", "members=2", "length=17", "spinup=100", "seed=2", f"out={truth}", quiet],
+        ["train", f"data={train}", "network=none", "training.window=17", f"out={folder / 'prior'}"],
+        ["observe", "observing=lorenz63_lo", f"truth={truth}", "member=1"]
+        + [f"out={folder / 'observations.zarr'}"],
+        ["assimilate", f"prior={folder / 'prior'}", f"observations={folder / 'observations.zarr'}"]
+        + ["members=12", "seed=3", f"out={folder / 'posterior.zarr'}", quiet],
+        ["verify", f"posterior={folder / 'posterior.zarr'}", f"truth={truth}", "member=1"]
+        + [f"observations={folder / 'observations.zarr'}", f"out={folder / 'scores.nc'}"],
+        ["plot", f"posterior={folder / 'posterior.zarr'}", f"truth={truth}", "member=1"]
+        + [f"observations={folder / 'observations.zarr'}", f"out={folder / 'posterior.png'}"],
+        ["plot", "figure=coverage", f"scores={folder / 'scores.nc'}", f"out={folder / 'c.png'}"],
+    ]
+    for command in commands:
+        assert run(*command) == 0, command
+    return folder
+
+
+def test_end_to_end(twin):
+    posterior = open_dataset(twin / "posterior.zarr")
+    assert dict(posterior.sizes) == {"member": 12, "time": 17}
+    assert list(posterior.data_vars) == ["x", "y", "z"]
+    scores = open_dataset(twin / "scores.nc")
+    truth = open_dataset(twin / "truth.zarr").isel(member=1)
+    # Three observations of x with std 0.4 tell x well, y by the climatology: 8 and 9 without.
+    rmse = np.sqrt(((posterior.mean("member") - truth) ** 2).mean())
+    assert rmse.x < 2.5 and rmse.y < 6
+    assert np.isclose(scores.rmse_by_variable.sel(variable="x"), rmse.x, rtol=1e-3)
+    assert (twin / "posterior.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_python_is_the_same_call(twin):
+    import sda
+
+    prior = sda.Prior.load(twin / "prior")
+    observations = sda.Observations.load(twin / "observations.zarr")
+    posterior = sda.assimilate(prior, observations, members=12, seed=3)
+    stored = open_dataset(twin / "posterior.zarr")
+    for name in posterior.data_vars:
+        assert np.allclose(posterior[name], stored[name], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["posterior.zarr", "truth.zarr", "observations.zarr", "prior"])
+def test_info(twin, name, capsys):
+    assert run("info", twin / name) == 0
+    expected = {"posterior.zarr": "member 12", "prior": "Gaussian", "truth.zarr": "Lorenz63"}
+    assert expected.get(name, "values of x") in capsys.readouterr().out
+
+
+def test_demo_prints_commands_that_run(twin, capsys):
+    out = twin / "demo"
+    arguments = ["experiment=lorenz63_lo", "prior=gaussian", f"prior.data={twin / 'train.zarr'}"]
+    arguments += ["prior.window=17", "members=4", "length=17", "spinup=50", f"out={out}"]
+    assert run("demo", *arguments, "sampler.steps=16") == 0
+    printed = capsys.readouterr().out
+    commands = [line.partition("] sda ")[2] for line in printed.splitlines() if "] sda " in line]
+    assert [c.split()[0] for c in commands] == [
+        "simulate", "observe", "assimilate", "verify", "plot"
+    ]  # fmt: skip
+    assert "sampler.steps=16" in commands[2] and "Published for this set-up" in printed
+    assert {p.name for p in out.iterdir()} == {
+        "truth.zarr", "observations.zarr", "posterior.zarr", "scores.nc", "posterior.png"
+    }  # fmt: skip
+
+    first = open_dataset(out / "posterior.zarr").load()
+    shutil.rmtree(out)
+    out.mkdir()
+    for command in commands[:3]:
+        assert run(*command.split()) == 0
+    xr.testing.assert_equal(first, open_dataset(out / "posterior.zarr"))
+
+
+def test_resume_by_command(twin):
+    command = ["assimilate", f"prior={twin / 'prior'}", f"out={twin / 'again.zarr'}"]
+    command += [
+        f"observations={twin / 'observations.zarr'}",
+        "members=4",
+        "progress=false",
+        "guidance=static",
+    ]
+    assert run(*command) == 0
+    assert run(*command) == cli.BAD_INPUT
+    assert run(*command, "resume=true") == 0
+    assert run(*command, "seed=9", "overwrite=true") == 0
+
+
+def test_failed_members_show_in_the_exit_code(twin, tmp_path, monkeypatch, capsys):
+    import sda.sampling
+
+    sample = sda.sampling.sample
+
+    def diverges(*args, **kwargs):
+        if kwargs.get("stream") != sda.sampling.PILOT and 0 in args[3]:
+            raise FloatingPointError("member 1 diverged at level 5 of 24 (s = 3.1)")
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(sda.sampling, "sample", diverges)
+    command = ["assimilate", f"prior={twin / 'prior'}", f"out={tmp_path / 'p.zarr'}", "block=2"]
+    command += [f"observations={twin / 'observations.zarr'}", "members=4", "progress=false"]
+    with pytest.warns(RuntimeWarning):
+        assert run(*command) == cli.FAILED
+    assert "sda: member 1 diverged at level 5" in capsys.readouterr().err
+
+
+def test_help_is_quick_and_complete():
+    """`--help` imports neither torch nor xarray."""
+
+    code = "import sys, sda.cli as c; c.main(['--help']); c.main(['assimilate', '--help']); "
+    code += "print({'torch', 'xarray', 'hydra'} & set(sys.modules))"
+    root = Path(__file__).parent.parent
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+    ).stdout
+    assert out.strip().endswith("set()")
+    for verb in cli.VERBS:
+        text = cli.manual(verb)
+        assert f"sda {verb}" in text and verb in out
+        keys = yaml.safe_load((config.folder() / f"{verb}.yaml").read_text())
+        assert all(key in text for key in keys if key != "defaults")
+
+
+@pytest.mark.parametrize("group", sorted(config.groups()))
+def test_every_option_composes(group):
+    verbs = {"network": "train", "training": "train", "experiment": "demo"}
+    verb = verbs.get(group, "demo")
+    required = {
+        "train": ["data=d", "out=o"],
+        "demo": [],
+    }[verb]
+    for option in config.groups()[group]:
+        extra = [f"prior.{k}=x" for k in ("source", "data")]
+        more = {"prior=folder": extra[:1], "prior=gaussian": extra[1:]}
+        chosen = f"{group}={option}"
+        composed = config.compose(verb, [*required, chosen, *more.get(chosen, [])])
+        assert composed["choices"][group] == option
+
+
+def test_every_system_is_built_and_observed():
+    for option in config.groups()["system"]:
+        system = config.build_system(config.compose("demo", [f"system={option}"])["system"])
+        assert system.initial(2, seed=0).shape == (2, *system.layout.shape)
+    for option in config.groups()["observing"]:
+        composed = config.compose("demo", [f"observing={option}"])
+        kind = option.split("_")[0].replace("everything", "lorenz63")
+        system = config.build_system(config.compose("demo", [f"system={kind}"])["system"])
+        truth = system.layout.to_dataset(
+            np.random.default_rng(0).standard_normal((1, 5, *system.layout.shape))
+        )
+        observations = config.build_observations(composed["observing"], truth.isel(member=0), 0)
+        assert len(observations) > 0
+
+
+def test_every_guidance_langevin_and_sampler_runs(twin, tmp_path):
+    base = ["assimilate", f"prior={twin / 'prior'}", f"observations={twin / 'observations.zarr'}"]
+    base += ["members=2", "sampler.steps=6", "progress=false"]
+    for group in ("guidance", "langevin", "sampler"):
+        for option in config.groups()[group]:
+            static = [] if group == "guidance" else ["guidance=static"]
+            out = f"out={tmp_path / group / option}.zarr"
+            assert run(*base, f"{group}={option}", *static, out) == 0, option
