@@ -94,7 +94,7 @@ class Langevin:
     def for_vectors(cls, **options: float) -> "Langevin":
         """The setting for low-dimensional systems."""
         return cls(**{
-            "steps": 2, "delta": 0.1, "s_min": 0.05, "s_max": 2.0, "kappa": 1e3, "cap": 4.0,
+            "steps": 2, "delta": 0.25, "s_min": 0.05, "s_max": 2.0, "kappa": 1e3, "cap": 4.0,
             **options,
         })  # fmt: skip
 

@@ -5,7 +5,7 @@
 By Tweedie's formula `s² ∂D/∂x = Cov[X | x]`. The Jacobian of a single member is fragile; the mean
 over a few *pilots*, symmetrised and with its eigenvalues clipped, is a good covariance for all
 members of one observation set. At large `s` a pilot's Jacobian says little about other members, and
-the climatological covariance is used.
+the climatological covariance is used: where modes part, that of a few pilots would favour theirs.
 
 The pilots are an ensemble of their own, sampled first: they leave their covariance at every level,
 so that a member does not depend on the others in its batch.
@@ -110,7 +110,7 @@ class FlowDependentGuidance(StaticGuidance):
         pilots: The number of pilots.
         form: `dense`, `columns`, or `auto`: dense for up to 2,048 values without space or time
             enough to need anything else, and where `H` is not linear; else columns.
-        s_flow: The largest noise level with the pilots' covariance (default: 20 for dense, 3 for
+        s_flow: The largest noise level with the pilots' covariance (default: 0.5 for dense, 3 for
             columns).
         every: The Jacobian is evaluated at one level of so many (default: 1 for dense, 3 for
             columns).
@@ -154,7 +154,7 @@ class FlowDependentGuidance(StaticGuidance):
             raise ValueError(f"need 0 < floor < ceiling < 1, got {floor} and {ceiling}")
         self.pilots = pilots
         self.form = form
-        self.s_flow = (20.0 if form == "dense" else 3.0) if s_flow is None else s_flow
+        self.s_flow = (0.5 if form == "dense" else 3.0) if s_flow is None else s_flow
         self.every = (1 if form == "dense" else 3) if every is None else every
         self.floor, self.ceiling = floor, ceiling
         self.prepared = False
