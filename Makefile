@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/sda demo
+	$(BIN)/sda demo overwrite=true
 
 test: install
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2

@@ -37,7 +37,8 @@ TASKS = ("smooth",)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 # The states that a member's sampling holds at once: the multistep history, the guidance's and the
-# Langevin step's intermediate fields, complex ones counted twice. Measured as peak memory.
+# Langevin step's intermediate fields, complex ones counted twice. Peak memory says 22 with static
+# guidance and Langevin steps on a field; the rest is headroom for guidance with gradients.
 COPIES = 40
 # The values that a network's evaluation holds at once, per window and cell.
 ACTIVATIONS = 1024
@@ -390,13 +391,13 @@ def plain(langevin: "Langevin | None") -> dict[str, Any] | None:
 
     if langevin is None:
         return None
-    return {
-        each.name: repr(value)
-        if isinstance(value := getattr(langevin, each.name), float)
-        else value
+    values = {
+        each.name: getattr(langevin, each.name)
         for each in dataclasses.fields(langevin)
         if each.compare
     }
+    # JSON has no infinity.
+    return {name: repr(v) if isinstance(v, float) else v for name, v in values.items()}
 
 
 class Progress:
