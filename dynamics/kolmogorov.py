@@ -233,7 +233,9 @@ class SpectralOperators:
         k2 = ky.square() + kx.square()
         inverse = torch.where(k2 > 0, 1 / k2.clamp(min=1), torch.zeros_like(k2))
         limit = n // 3
-        dealias = ((ky.abs() <= limit) & (kx.abs() <= limit) & (k2 > 0)).double()
+        # The Nyquist modes are zero among the wavenumbers of derivatives: the mask needs the true ones.
+        qy, qx = wavenumbers(n, dtype=torch.float64)
+        dealias = ((qy.abs() <= limit) & (qx.abs() <= limit) & (k2 > 0)).double()
 
         y = (torch.arange(n, dtype=torch.float64) + 0.5) * 2 * math.pi / n
         force = -flow.forcing * flow.wavenumber * torch.cos(flow.wavenumber * y)

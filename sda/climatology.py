@@ -8,9 +8,8 @@ of guidance. It is estimated in one streamed pass over a dataset, from windows:
 - otherwise densely where a window has few values, and as low rank plus diagonal where it has many.
 
 A covariance of fewer frames is the average over the sub-windows. One of more frames is the
-maximum-entropy extension: the trajectory is continued as the Gaussian Markov chain of order
-`window − 1` that the window covariance defines (Burg, 1975), which is positive definite by
-construction.
+continuation as a stationary Gaussian Markov chain of half windows, which is positive semi-definite
+by construction: of all processes with these correlations, about the one of largest entropy.
 
 References:
     | Burg (1975), Maximum entropy spectral analysis, PhD thesis, Stanford.
@@ -430,37 +429,59 @@ def resize(blocks: Tensor, window: int, length: int) -> Tensor:
 
 
 def extend(blocks: Tensor, size: int, window: int, length: int) -> Tensor:
-    """Continues window covariances as those of a Gaussian Markov chain of order `window − 1`.
+    """Continues window covariances as those of a stationary Gaussian Markov chain.
 
-    With the regression `x_i = A (x_{i−w+1}, …, x_{i−1}) + e`, `e ~ N(0, Q)` of the last frame of a
-    window on the others, the covariance of one more frame is
+    A window of 2p frames, p = window // 2, is a pair of successive blocks z, z' with covariances M
+    and M' and cross-covariance C. An estimate is not exactly stationary, M ≠ M', and the regression
+    C M⁻¹ can grow without bound when it is iterated. The correlation of the pair cannot,
 
-    .. math:: \\Sigma_{l+1} = \\begin{pmatrix} \\Sigma_l & C^H \\\\ C & A C_p^H + Q \\end{pmatrix},
-        \\qquad C = A \\, \\Sigma_l[\\text{last } w - 1 \\text{ frames}, :].
+    .. math:: K = M'^{-1/2} C M^{-1/2}, \\qquad \\| K \\|_2 \\leq 1,
+
+    hence the chain is `z' = N^½ K N^-½ z + e` with the common covariance N = (M + M') / 2:
+
+    .. math:: \\mathrm{Cov}(z_{k+n}, z_k) = N^{1/2} K^n N^{1/2}.
+
+    It is stationary, positive semi-definite, and exact for a Markov chain of order up to p.
+
+    Arguments:
+        blocks: Covariances of windows, with shape `(…, window · size, window · size)`.
+        size: The number of values of a frame.
+        window: The number of frames given, at least 2.
+        length: The number of frames wanted.
     """
 
-    past = (window - 1) * size
-    head, cross, last = blocks[..., :past, :past], blocks[..., past:, :past], blocks[..., past:, past:]
-    values, vectors = torch.linalg.eigh(head)
-    floor = 1e-9 * values.amax(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
-    inverse = torch.where(values > floor, 1 / values.clamp(min=floor), torch.zeros_like(values))
-    regression = ((cross @ vectors) * inverse[..., None, :]) @ vectors.mH
-    residual = last - regression @ cross.mH
-    residual = (residual + residual.mH) / 2
+    half = (window // 2) * size
+    pair = resize(blocks, window, 2 * (window // 2))
+    first, second, cross = pair[..., :half, :half], pair[..., half:, half:], pair[..., half:, :half]
+    root, _ = square_roots((first + second) / 2)
+    _, inverse_first = square_roots(first)
+    _, inverse_second = square_roots(second)
+    u, values, vh = torch.linalg.svd(inverse_second @ cross @ inverse_first)
+    correlation = (u * values.clamp(max=1).to(u)[..., None, :]) @ vh
 
-    total = length * size
-    out = blocks.new_zeros(*blocks.shape[:-2], total, total)
-    out[..., : window * size, : window * size] = blocks
-    for i in range(window, length):
-        end = i * size
-        c = regression @ out[..., end - past : end, :end]
-        out[..., end : end + size, :end] = c
-        out[..., :end, end : end + size] = c.mH
-        out[..., end : end + size, end : end + size] = (
-            regression @ c[..., end - past : end].mH + residual
-        )
+    count = -(-length * size // half)
+    powers = [torch.eye(half, dtype=blocks.dtype).expand_as(first)]
+    for _ in range(count - 1):
+        powers.append(correlation @ powers[-1])
+    lags = [root @ power @ root for power in powers]
+    rows = [
+        torch.cat([lags[i - j] if i >= j else lags[j - i].mH for j in range(count)], dim=-1)
+        for i in range(count)
+    ]
 
-    return out
+    return torch.cat(rows, dim=-2)[..., : length * size, : length * size]
+
+
+def square_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The square root and the pseudo-inverse square root of semi-definite matrices `(…, n, n)`."""
+
+    values, vectors = torch.linalg.eigh((matrix + matrix.mH) / 2)
+    floor = 1e-12 * values.amax(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
+    inside = values > floor
+    values = torch.where(inside, values, torch.zeros_like(values))
+    inverse = torch.where(inside, values.clamp(min=1e-300).rsqrt(), torch.zeros_like(values))
+
+    return (vectors * values.sqrt()[..., None, :]) @ vectors.mH, (vectors * inverse[..., None, :]) @ vectors.mH
 
 
 def _dense(

@@ -199,7 +199,7 @@ def open_dataset(source: xr.Dataset | str | Path) -> xr.Dataset:
         raise FileNotFoundError(f"there is no dataset at {path}")
     try:
         if path.is_dir():
-            return xr.open_zarr(path)
+            return xr.open_zarr(path, consolidated=False)
         return xr.open_dataset(path, chunks={})
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is no Zarr store or NetCDF file that xarray opens: {error}") from error

@@ -34,6 +34,9 @@ class Symmetry:
     flip: Sequence[str] = ()
     sign: Mapping[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flip", tuple(self.flip))
+
     def check(self, layout: Layout) -> None:
         """Raises a `ValueError` if the symmetry does not fit a layout."""
 

@@ -53,8 +53,8 @@ class UNet(nn.Module):
             for width, depth in zip(widths[:-1], depths[:-1], strict=True)
         ])
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
-        self.halve = nn.ModuleList([Convolution(a, b, periodic, stride=2) for a, b in pairs])
-        self.double = nn.ModuleList([Convolution(b, a, periodic) for a, b in pairs])
+        self.downscale = nn.ModuleList([Convolution(a, b, periodic, stride=2) for a, b in pairs])
+        self.upscale = nn.ModuleList([Convolution(b, a, periodic) for a, b in pairs])
         self.merge = nn.ModuleList([Convolution(2 * a, a, periodic, kernel=1) for a, _ in pairs])
         self.last = Convolution(widths[0], channels_out, periodic)
         nn.init.zeros_(self.last.conv.weight)
@@ -75,11 +75,11 @@ class UNet(nn.Module):
         for i, blocks in enumerate(self.down):
             for block in blocks:
                 x = block(x, level)
-            if i < len(self.halve):
+            if i < len(self.downscale):
                 skips.append(x)
-                x = self.halve[i](x)
+                x = self.downscale[i](x)
         for i in reversed(range(len(self.up))):
-            x = self.double[i](F.interpolate(x, scale_factor=2, mode="nearest"))
+            x = self.upscale[i](F.interpolate(x, scale_factor=2, mode="nearest"))
             x = self.merge[i](torch.cat((x, skips[i]), dim=1))
             for block in self.up[i]:
                 x = block(x, level)
