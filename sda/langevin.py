@@ -20,6 +20,7 @@ References:
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ class Langevin:
             )
 
     @classmethod
-    def for_vectors(cls, **options: float) -> "Langevin":
+    def for_vectors(cls, **options: Any) -> "Langevin":
         """The setting for low-dimensional systems."""
         return cls(**{
             "steps": 2, "delta": 0.25, "s_min": 0.05, "s_max": 2.0, "kappa": 1e3, "cap": 4.0,
@@ -99,7 +100,7 @@ class Langevin:
         })  # fmt: skip
 
     @classmethod
-    def for_fields(cls, **options: float) -> "Langevin":
+    def for_fields(cls, **options: Any) -> "Langevin":
         """The setting for fields."""
         return cls(**options)
 

@@ -22,10 +22,12 @@ from dynamics.random import member_generator
 
 from .denoiser import Denoiser, as_denoiser
 from .guidance.base import CappedPrior, PosteriorDenoiser, PriorMetric, analyse
+from .guidance.solver import Noise
 from .langevin import Langevin
 from .smc import ParticleStep
 
 MAIN, PILOT = 0, 1
+Evaluate = Callable[[Tensor, float], Tensor]
 
 
 class MemberNoise:
@@ -123,8 +125,8 @@ class Sampler:
         i: int,
         x: Tensor,
         mean: Tensor,
-        evaluate: Callable[[Tensor, float], Tensor],
-        noise: MemberNoise,
+        evaluate: Evaluate,
+        noise: Noise | None,
     ) -> Tensor:
         """Steps from level `i` to level `i + 1`.
 
@@ -143,12 +145,8 @@ class Sampler:
 
         self.history = [past + jump for past in self.history]
 
-    def _remember(self, value: Tensor) -> np.ndarray:
-        """Adds to the history, and returns the number of values."""
-
+    def _remember(self, value: Tensor) -> None:
         self.history = [*self.history, value][-self.order :]
-
-        return len(self.history)
 
     def _nodes(self, i: int) -> np.ndarray:
         return np.log(self.levels[i + 1 - len(self.history) : i + 1])
@@ -167,7 +165,9 @@ class DataAdamsBashforth(Sampler):
 
     default_order = 3
 
-    def step(self, i, x, mean, evaluate, noise):  # noqa: ANN001, ANN201
+    def step(
+        self, i: int, x: Tensor, mean: Tensor, evaluate: Evaluate, noise: Noise | None
+    ) -> Tensor:
         self._remember(mean)
         stop = math.log(self.levels[i + 1])
         coefficients = adams_bashforth(self._nodes(i), stop, lambda u: -np.exp(stop - u))
@@ -190,7 +190,9 @@ class RosenbrockAdamsBashforth(Sampler):
 
     default_order = 3
 
-    def step(self, i, x, mean, evaluate, noise):  # noqa: ANN001, ANN201
+    def step(
+        self, i: int, x: Tensor, mean: Tensor, evaluate: Evaluate, noise: Noise | None
+    ) -> Tensor:
         s, stop = float(self.levels[i]), float(self.levels[i + 1])
         a = s**2 / (1 + s**2)
         self._remember(((1 - a) * x - mean) / math.sqrt(a))
@@ -213,7 +215,9 @@ class DDIM(Sampler):
         Denoising Diffusion Implicit Models (Song et al., 2021), arXiv 2010.02502
     """
 
-    def step(self, i, x, mean, evaluate, noise):  # noqa: ANN001, ANN201
+    def step(
+        self, i: int, x: Tensor, mean: Tensor, evaluate: Evaluate, noise: Noise | None
+    ) -> Tensor:
         return mean + float(self.levels[i + 1] / self.levels[i]) * (x - mean)
 
 
@@ -228,7 +232,11 @@ class DDPM(Sampler):
 
     stochastic = True
 
-    def step(self, i, x, mean, evaluate, noise):  # noqa: ANN001, ANN201
+    def step(
+        self, i: int, x: Tensor, mean: Tensor, evaluate: Evaluate, noise: Noise | None
+    ) -> Tensor:
+        if noise is None:
+            raise ValueError("the sampler ddpm needs a source of noise")
         ratio = float(self.levels[i + 1] / self.levels[i])
         spread = float(self.levels[i + 1]) * math.sqrt(1 - ratio**2)
 
@@ -243,7 +251,9 @@ class Heun(Sampler):
         arXiv 2206.00364
     """
 
-    def step(self, i, x, mean, evaluate, noise):  # noqa: ANN001, ANN201
+    def step(
+        self, i: int, x: Tensor, mean: Tensor, evaluate: Evaluate, noise: Noise | None
+    ) -> Tensor:
         s, stop = float(self.levels[i]), float(self.levels[i + 1])
         slope = (x - mean) / s
         guess = x + (stop - s) * slope
@@ -338,7 +348,7 @@ def integrate(
     denoiser: Denoiser,
     x: Tensor,
     sampler: Sampler,
-    noise: MemberNoise | None = None,
+    noise: Noise | None = None,
     *,
     langevin: Langevin | None = None,
     smc: ParticleStep | None = None,
@@ -364,6 +374,8 @@ def integrate(
             f"a particle step needs a sampler without noise of its own, got "
             f"{type(sampler).__name__}: use xeab, reab, heun or ddim"
         )
+    if langevin is not None and noise is None:
+        raise ValueError("Langevin steps need a source of noise")
     particles = None if smc is None else smc.begin(denoiser, seed, members)
 
     def evaluate(z: Tensor, s: float) -> Tensor:
@@ -377,7 +389,7 @@ def integrate(
             if ancestors is not None:
                 x, analysis = x[ancestors], analysis.take(ancestors)
                 sampler.history = [past[ancestors] for past in sampler.history]
-        if langevin is not None and langevin.s_min <= s <= langevin.s_max:
+        if langevin is not None and noise is not None and langevin.s_min <= s <= langevin.s_max:
             before = analysis.mean
             x, analysis = langevin.correct(denoiser, x, s, noise, analysis)
             sampler.shift(analysis.mean - before)

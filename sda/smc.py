@@ -168,6 +168,8 @@ class Particles:
         if self.options.divergence == "probe":
             rate = rate + self._trace(analysis, x, level)
 
+        assert analysis.chi2 is not None  # a twisted guidance has it
+
         return -analysis.chi2.double().cpu() / 2, rate.cpu()
 
     def _trace(self, analysis: Analysis, x: Tensor, level: int) -> Tensor:

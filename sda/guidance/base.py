@@ -295,7 +295,7 @@ class PosteriorDenoiser(Denoiser, abc.ABC):
 
         return self.denoiser.denoise(x, torch.as_tensor(s, dtype=x.dtype, device=x.device))
 
-    def recorded(self, x: Tensor, s: float) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    def recorded(self, x: Tensor, s: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The prior mean with its adjoint.
 
         Returns:

@@ -161,7 +161,7 @@ class FlowDependentGuidance(StaticGuidance):
         self._recording = False
         self._visited: list[float] = []
         self._table: dict[float, Tensor] = {}
-        self._cache: dict[float, ObservationSpace | Columns] = {}
+        self._cache: dict[Any, Any] = {}
 
     @contextmanager
     def recording(self) -> Iterator[None]:

@@ -191,6 +191,8 @@ class ObservationSpace:
         if self.direct:
             return torch.cholesky_solve(e.double().T, self.factor(fn, key)).T.to(e.dtype)
 
+        tangent = required(tangent)
+
         def operator(v: Tensor) -> Tensor:
             return v + tangent.jvp(self.covariance.apply(fn, tangent.vjp(v / self.std))) / self.std
 
@@ -206,7 +208,7 @@ class ObservationSpace:
             weights = fn(self.covariance.eigenvalues)
             return (self.covariance.transform(x) * weights) @ self.columns.T
 
-        return tangent.jvp(self.covariance.apply(fn, x))
+        return required(tangent).jvp(self.covariance.apply(fn, x))
 
     def adjoint(self, fn: Function, v: Tensor, tangent: Tangent | None) -> Tensor:
         """`f(Σ) Hᵀ v`, with shape `(member, *shape)`."""
@@ -214,7 +216,7 @@ class ObservationSpace:
         if self.direct:
             return self.covariance.inverse((v @ self.columns) * fn(self.covariance.eigenvalues))
 
-        return self.covariance.apply(fn, tangent.vjp(v))
+        return self.covariance.apply(fn, required(tangent).vjp(v))
 
     def draw(self, fn: Function, tangent: Tangent | None, key: Key, noise: Noise) -> Tensor:
         """Draws from `N(0, H f(Σ) Hᵀ + R)`, with shape `(member, m)`."""
@@ -226,3 +228,12 @@ class ObservationSpace:
         root = self.forward(lambda e: fn(e).sqrt(), noise(self.covariance.shape), tangent)
 
         return root + self.std * eta
+
+
+def required(tangent: Tangent | None) -> Tangent:
+    """The linearised operator, which a matrix-free solve cannot do without."""
+
+    if tangent is None:
+        raise ValueError("a matrix-free solve needs the linearised observation operator")
+
+    return tangent

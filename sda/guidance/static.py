@@ -19,7 +19,7 @@ from torch import Tensor
 from ..covariance import Covariance
 from ..denoiser import Denoiser
 from .base import Analysis, PosteriorDenoiser, wiener
-from .solver import ObservationSpace, Tangent
+from .solver import ObservationSpace, Tangent, required
 
 
 class StaticGuidance(PosteriorDenoiser):
@@ -70,21 +70,22 @@ class StaticGuidance(PosteriorDenoiser):
         """
 
         space = space or self.space
-        mean, e = background, None
+        mean, tangent, innovations = background, None, []
         for _ in range(self.relinearisations):
             if space.direct:
-                tangent, value = None, self.likelihood.H(mean)
+                value = self.likelihood.H(mean)
             else:
                 tangent = Tangent(*self.likelihood.linearise(mean))
                 value = tangent.value
             if mean is not background:
-                value = value + tangent.jvp(background - mean)
-            innovation = self.likelihood.y - value
-            e = innovation if e is None else e
-            v = space.solve(wiener(s), innovation, tangent, ("innovation", s))
+                value = value + required(tangent).jvp(background - mean)
+            innovations.append(self.likelihood.y - value)
+            v = space.solve(wiener(s), innovations[-1], tangent, ("innovation", s))
             mean = background + space.adjoint(wiener(s), v, tangent)
 
-        return Analysis(mean, background, e, s, tangent, (innovation * v).sum(1), space)
+        chi2 = (innovations[-1] * v).sum(1)
+
+        return Analysis(mean, background, innovations[0], s, tangent, chi2, space)
 
     def probe(self, analysis: Analysis, eta: Tensor) -> tuple[Tensor, Tensor]:
         """`Hᵀ v` and `C Hᵀ v` for `v = L⁻ᵀ η`, `S = L Lᵀ`, both with shape `(member, *shape)`.
