@@ -28,7 +28,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from dynamics.random import normal
+from dynamics.random import member_generator, normal
 from dynamics.system import System
 
 
@@ -300,6 +300,7 @@ def hmc(
     adapt: int = 0,
     target: float = 0.75,
     thin: int | None = None,
+    stream: int = 0,
 ) -> Chain:
     """Hamiltonian Monte Carlo with a Metropolis test for each member.
 
@@ -315,6 +316,7 @@ def hmc(
         adapt: The number of first proposals after each of which the step size moves towards the
             acceptance rate `target`. It stays as it is from then on.
         thin: Keep the trajectories after every `thin`-th proposal past the adaptation.
+        stream: The stream of random numbers: a chain that goes on needs another.
 
     Raises:
         ValueError: If a number is not positive or the log-density is not finite for any member.
@@ -334,7 +336,7 @@ def hmc(
     x, g = x.flatten(1), g.flatten(1)
 
     for k in range(proposals):
-        noise = normal(seed, members, (x.shape[1] + 2,), 201, k, dtype=x.dtype)
+        noise = normal(seed, members, (x.shape[1] + 2,), 201, stream, k, dtype=x.dtype)
         momentum, jitter, uniform = noise[:, :-2], *torch.special.ndtr(noise[:, -2:]).unbind(1)
         epsilon = (step * (0.8 + 0.4 * jitter))[:, None]
         kinetic = 0.5 * momentum.square().sum(1)
@@ -377,13 +379,33 @@ class Polished:
         samples: The samples, a dataset or a tensor as they were given.
         acceptance: The mean acceptance rate.
         gradients: The number of gradients per member.
+        replaced: The indices of the members that were replaced by copies of others.
         log_prob: `log p(x_{2:L} | x_1)` of each sample, with shape `(member)`.
     """
 
     samples: xr.Dataset | Tensor
     acceptance: float
     gradients: int
+    replaced: list[int]
     log_prob: Tensor
+
+
+def outliers(log_prob: Tensor, dimension: int, limit: float) -> Tensor:
+    """Members outside the typical set: `limit · √(n/2)` below the median log-density.
+
+    Over a posterior that is close to Gaussian the log-density is its maximum minus `χ²_n / 2`, with
+    standard deviation `√(n/2)`. A trajectory far below is in a region of no posterior mass.
+
+    Arguments:
+        log_prob: The log-densities, with shape `(member)`.
+        dimension: The number of values `n` of a trajectory.
+        limit: The number of standard deviations.
+    """
+
+    finite = log_prob[torch.isfinite(log_prob)]
+    threshold = finite.median() - limit * math.sqrt(dimension / 2)
+
+    return ~(log_prob >= threshold)
 
 
 def polish(
@@ -394,6 +416,7 @@ def polish(
     proposals: int = 6,
     leapfrog: int = 3,
     step: float = 0.3,
+    prune: float | None = 6.0,
     seed: int = 0,
 ) -> Polished:
     """Moves posterior samples towards the exact posterior of a system with known density.
@@ -407,6 +430,9 @@ def polish(
         proposals: The number of Hamiltonian proposals; the step size adapts in the first half.
         leapfrog: The number of leapfrog steps of each.
         step: The step size to start with.
+        prune: After the first half, members farther than this below the median log-density, in
+            standard deviations of that of exact samples (see `outliers`), are replaced by copies of
+            others, which the second half moves apart. Exact samples are never as far. None: never.
         seed: The seed.
 
     Returns:
@@ -446,8 +472,21 @@ def polish(
     log_p = torch.where(log_p.isnan(), -math.inf, log_p)
     best = log_p.topk(min(3, len(x))).indices
     factor = metric_factor(density, x[best])
-    chain = hmc(density, x, factor, proposals, leapfrog, step, seed, members, adapt=proposals // 2)
-    acceptance = float(np.mean(chain.acceptance))
+    early = proposals // 2
+    gradients, acceptance, replaced = 0, [], []
+    if early:
+        warm = hmc(density, x, factor, early, leapfrog, step, seed, members, adapt=early)
+        x, step, gradients, acceptance = warm.x, warm.step, warm.gradients, warm.acceptance
+        if prune is not None:
+            bad = outliers(warm.log_prob, x[0].numel(), prune)
+            good = (~bad).nonzero().flatten().numpy()
+            replaced = bad.nonzero().flatten().tolist()
+            source = member_generator(seed, 0, 202).choice(good, len(replaced))
+            x = x.clone()
+            x[replaced] = x[torch.from_numpy(source)]
+    chain = hmc(density, x, factor, proposals - early, leapfrog, step, seed, members, stream=1)
+    gradients += chain.gradients
+    mean_acceptance = float(np.mean(acceptance + chain.acceptance))
 
     polished: xr.Dataset | Tensor = chain.x
     if isinstance(samples, xr.Dataset):
@@ -458,11 +497,12 @@ def polish(
             attrs={
                 **samples.attrs,
                 "polish": f"hmc {proposals}x{leapfrog}",
-                "polish_acceptance": acceptance,
-                "polish_gradients": chain.gradients,
+                "polish_acceptance": mean_acceptance,
+                "polish_gradients": gradients,
+                "polish_replaced": len(replaced),
             },
         )
     with torch.no_grad():
         log_dynamics = density.log_dynamics(chain.x)
 
-    return Polished(polished, acceptance, chain.gradients, log_dynamics)
+    return Polished(polished, mean_acceptance, gradients, replaced, log_dynamics)

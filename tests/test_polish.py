@@ -80,10 +80,28 @@ def test_wrong_samples_become_exact(linear):
     polished = polish(system, density.likelihood, x, density.first, proposals=24, leapfrog=4)
     y = polished.samples.flatten(1).double()
 
-    assert polished.gradients == 24 * 4 + 1
+    assert polished.gradients == 24 * 4 + 2
     assert 0.6 < polished.acceptance <= 1
     assert ((y.mean(0) - mean) / std).abs().max() < 0.15
     assert (y.std(0) / std - 1).abs().max() < 0.12
+
+
+def test_members_of_no_posterior_mass_are_replaced(linear):
+    system, density, mean, covariance = linear
+    factor = torch.linalg.cholesky(covariance)
+    x = mean + normal(5, range(64), mean.shape, dtype=torch.float64) @ factor.T
+    x = x.reshape(-1, LENGTH, 3).float()
+    exact = polish(system, density.likelihood, x, density.first, 4, 2)
+    assert exact.replaced == []
+
+    x[[3, 40]] += 50
+    polished = polish(system, density.likelihood, x, density.first, 4, 2)
+    assert polished.replaced == [3, 40]
+    z = (polished.samples.flatten(1).double() - mean) / covariance.diagonal().sqrt()
+    assert z.abs().max() < 6
+    assert len(polished.samples[:, 0].unique(dim=0)) == 64
+    kept = polish(system, density.likelihood, x, density.first, 4, 2, prune=None)
+    assert kept.replaced == []
 
 
 def test_members_do_not_depend_on_their_batch(linear):
