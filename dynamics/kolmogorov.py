@@ -84,7 +84,12 @@ class KolmogorovFlow(System):
                 f"reynolds={reynolds}, drag={drag}, wavenumber={wavenumber}, peak={peak}, speed={speed}"
             )
         self.size, self.resolution = size, resolution
-        self.reynolds, self.forcing, self.wavenumber, self.drag = reynolds, forcing, wavenumber, drag
+        self.reynolds, self.forcing, self.wavenumber, self.drag = (
+            reynolds,
+            forcing,
+            wavenumber,
+            drag,
+        )
         self.dt, self.peak, self.speed = dt, peak, speed
 
         centres = (np.arange(size) + 0.5) * 2 * np.pi / size
@@ -167,7 +172,9 @@ class KolmogorovFlow(System):
         count = self.substeps(z)
         if not torch.isfinite(z.detach().abs().sum((-2, -1))).all() or count.max() > 10_000:
             bad = [i for i, n in enumerate(count.tolist()) if n > 10_000 or n < 0]
-            raise FloatingPointError(f"the flow has diverged in members {bad or 'with NaN'} of the batch")
+            raise FloatingPointError(
+                f"the flow has diverged in members {bad or 'with NaN'} of the batch"
+            )
 
         if bool((count == count[0]).all()):
             return self._march(z, int(count[0]))
@@ -249,14 +256,18 @@ class SpectralOperators:
         self.dealias = dealias.to(**real)
         # u = -∂ψ/∂y, v = ∂ψ/∂x with ∇²ψ = ω.
         self.to_velocity = torch.stack((1j * ky * inverse, -1j * kx * inverse)).to(**complex_)
-        self.products = torch.stack(((kx.square() - ky.square()) * dealias, -ky * kx * dealias)).to(**real)
+        self.products = torch.stack(((kx.square() - ky.square()) * dealias, -ky * kx * dealias)).to(
+            **real
+        )
         self.force = (torch.fft.rfft2(force[:, None].expand(n, n)) * dealias).to(**complex_)
 
         # Transfer of a block mean, and the half-cell shift between the two grids' origins.
         factor = n // m
         qy, qx = wavenumbers(m, dtype=torch.float64)
         offset = (torch.arange(factor, dtype=torch.float64) - (factor - 1) / 2) * 2 * math.pi / n
-        transfer = torch.cos(qy[..., None] * offset).mean(-1) * torch.cos(qx[..., None] * offset).mean(-1)
+        transfer = torch.cos(qy[..., None] * offset).mean(-1) * torch.cos(
+            qx[..., None] * offset
+        ).mean(-1)
         shift = torch.exp(-1j * (qy + qx) * (factor - 1) / 2 * 2 * math.pi / n)
         self.decoarsening = (shift / transfer).to(**complex_)
 

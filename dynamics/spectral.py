@@ -88,7 +88,9 @@ def coarsen(x: Tensor, factor: int) -> Tensor:
     if factor < 1 or ny % factor or nx % factor:
         raise ValueError(f"factor must divide the grid {ny} × {nx}, got {factor}")
 
-    return x.unflatten(-1, (nx // factor, factor)).unflatten(-3, (ny // factor, factor)).mean((-1, -3))
+    return (
+        x.unflatten(-1, (nx // factor, factor)).unflatten(-3, (ny // factor, factor)).mean((-1, -3))
+    )
 
 
 def energy_spectrum(velocity: Tensor) -> Tensor:

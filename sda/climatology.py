@@ -341,7 +341,8 @@ class SpectralMoment:
                 square = square.index_select(axis, index)
         square = square.conj() if conjugate else square
         sign = torch.tensor(
-            [float(symmetry.sign.get(name, 1)) for name in self.layout.variables], dtype=torch.float64
+            [float(symmetry.sign.get(name, 1)) for name in self.layout.variables],
+            dtype=torch.float64,
         ).repeat(self.window)
 
         return square * torch.outer(sign, sign)
@@ -481,7 +482,9 @@ def square_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     values = torch.where(inside, values, torch.zeros_like(values))
     inverse = torch.where(inside, values.clamp(min=1e-300).rsqrt(), torch.zeros_like(values))
 
-    return (vectors * values.sqrt()[..., None, :]) @ vectors.mH, (vectors * inverse[..., None, :]) @ vectors.mH
+    return (vectors * values.sqrt()[..., None, :]) @ vectors.mH, (
+        vectors * inverse[..., None, :]
+    ) @ vectors.mH
 
 
 def _dense(

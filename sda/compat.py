@@ -27,6 +27,8 @@ def import_lightning() -> None:
             if missing is None:
                 raise
             library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(f"{missing[1]}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define(
+                f"{missing[1]}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
             _libraries.append(library)
     importlib.import_module("lightning.pytorch")

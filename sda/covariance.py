@@ -215,9 +215,7 @@ class SpectralCovariance(Covariance):
             h = torch.bmm(self.basis, c.flatten(2)).unflatten(2, (batch, 2))
             h = torch.view_as_complex(h)
         space = self.shape[2:]
-        h = h.permute(2, 1, 0).reshape(
-            batch, *self.shape[:2], *space[:-1], space[-1] // 2 + 1
-        )
+        h = h.permute(2, 1, 0).reshape(batch, *self.shape[:2], *space[:-1], space[-1] // 2 + 1)
 
         return torch.fft.irfftn(h, s=space, dim=self.dims, norm="ortho")
 
@@ -274,7 +272,9 @@ class LowRankCovariance(Covariance):
         outside = 1 - vectors.double().square().sum(1)
         self.register_buffer("basis", vectors.to(dtype), persistent=False)
         self.register_buffer(
-            "eigenvalues", torch.cat((values.double().clamp(min=0), rest)).to(dtype), persistent=False
+            "eigenvalues",
+            torch.cat((values.double().clamp(min=0), rest)).to(dtype),
+            persistent=False,
         )
         self.register_buffer(
             "weights",

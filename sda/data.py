@@ -41,7 +41,9 @@ class NoiseLevels:
     def __post_init__(self) -> None:
         for name, (low, high) in (("core", self.core), ("tail", self.tail)):
             if not 0 < low < high:
-                raise ValueError(f"{name} must be an increasing range of positive levels, got {(low, high)}")
+                raise ValueError(
+                    f"{name} must be an increasing range of positive levels, got {(low, high)}"
+                )
         if not 0 <= self.share <= 1:
             raise ValueError(f"share must be between 0 and 1, got {self.share}")
 
@@ -147,7 +149,9 @@ class Batches(IterableDataset):
         world: int = 1,
     ) -> None:
         if batch < 1 or batch % world:
-            raise ValueError(f"batch must be a positive multiple of the {world} processes, got {batch}")
+            raise ValueError(
+                f"batch must be a positive multiple of the {world} processes, got {batch}"
+            )
         self.windows, self.climatology, self.batch, self.seed = windows, climatology, batch, seed
         self.start, self.levels = start, levels or NoiseLevels()
         self.symmetries, self.rank, self.world = tuple(symmetries), rank, world
@@ -155,7 +159,9 @@ class Batches(IterableDataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns batch `index`: normalised windows, standard normal noise, noise levels."""
 
-        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, index))))
+        generator = np.random.Generator(
+            np.random.Philox(np.random.SeedSequence((self.seed, index)))
+        )
         members = generator.integers(len(self.windows.members), size=self.batch)
         starts = generator.integers(self.windows.starts, size=self.batch)
         s = self.levels.draw(self.batch, generator)
@@ -165,9 +171,12 @@ class Batches(IterableDataset):
         x = self.windows.read(members[share], starts[share])
         own = [np.random.Generator(np.random.Philox(key)) for key in keys[share]]
         if self.symmetries:
-            x = torch.cat([
-                augment(x[i : i + 1], self.windows.layout, self.symmetries, g) for i, g in enumerate(own)
-            ])
+            x = torch.cat(
+                [
+                    augment(x[i : i + 1], self.windows.layout, self.symmetries, g)
+                    for i, g in enumerate(own)
+                ]
+            )
         x = self.climatology.normalise(x)
         noise = np.stack([g.standard_normal(x.shape[1:], dtype=np.float32) for g in own])
 
@@ -202,4 +211,6 @@ def open_dataset(source: xr.Dataset | str | Path) -> xr.Dataset:
             return xr.open_zarr(path, consolidated=False)
         return xr.open_dataset(path, chunks={})
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is no Zarr store or NetCDF file that xarray opens: {error}") from error
+        raise ValueError(
+            f"{path} is no Zarr store or NetCDF file that xarray opens: {error}"
+        ) from error

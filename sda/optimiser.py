@@ -87,7 +87,9 @@ class Muon(torch.optim.Optimizer):
         update = (parameter.grad + self.momentum * state["momentum"]).flatten(1)
         update = orthogonalise(update)
         rows, columns = update.shape
-        parameter.add_(update.reshape(parameter.shape), alpha=-rate * math.sqrt(max(1, rows / columns)))
+        parameter.add_(
+            update.reshape(parameter.shape), alpha=-rate * math.sqrt(max(1, rows / columns))
+        )
 
     def _adam(self, parameter: Tensor, state: dict[str, Tensor], rate: float) -> None:
         if not state:

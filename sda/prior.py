@@ -143,8 +143,10 @@ class Prior:
         """
 
         path = Path(path)
-        foreign = path.is_dir() and any(path.iterdir()) and not any(
-            (path / name).exists() for name in ("prior.json", "checkpoint")
+        foreign = (
+            path.is_dir()
+            and any(path.iterdir())
+            and not any((path / name).exists() for name in ("prior.json", "checkpoint"))
         )
         if foreign or (path.exists() and not path.is_dir()):
             raise FileExistsError(f"{path} exists and is no prior: choose another path")
@@ -161,13 +163,18 @@ class Prior:
         write_tensors(self.climatology.tensors(), path / "climatology.safetensors")
         checksums = {"climatology.safetensors": checksum(path / "climatology.safetensors")}
         if self.denoiser is not None:
-            weights = {name: t.contiguous() for name, t in self.denoiser.network.state_dict().items()}
+            weights = {
+                name: t.contiguous() for name, t in self.denoiser.network.state_dict().items()
+            }
             weights["static"] = self.denoiser.static.contiguous()
             write_tensors(weights, path / "weights.safetensors")
             checksums["weights.safetensors"] = checksum(path / "weights.safetensors")
             content["denoiser"] = self.denoiser.to_json()
         content["checksums"] = checksums
-        write_text(card or f"# {self.name}\n\nA prior of `{', '.join(self.layout.variables)}`.\n", path / "README.md")
+        write_text(
+            card or f"# {self.name}\n\nA prior of `{', '.join(self.layout.variables)}`.\n",
+            path / "README.md",
+        )
         write_text(json.dumps(content, indent=1) + "\n", path / "prior.json")
 
         return path
@@ -207,7 +214,9 @@ class Prior:
                 denoiser.eval().requires_grad_(False)
             symmetries = [Symmetry(**s) for s in content["symmetries"]]
         except FileNotFoundError as error:
-            raise ValueError(f"{path} is an incomplete prior: {Path(error.filename).name} is missing") from error
+            raise ValueError(
+                f"{path} is an incomplete prior: {Path(error.filename).name} is missing"
+            ) from error
         except (KeyError, TypeError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is a damaged prior: {error}") from error
 
@@ -229,7 +238,9 @@ class GaussianPrior(Prior):
     ) -> "GaussianPrior":
         """Fits the climatology of a dataset in one streamed pass, see `Climatology.fit`."""
 
-        climatology = Climatology.fit(open_dataset(dataset), window, symmetries=symmetries, **options)
+        climatology = Climatology.fit(
+            open_dataset(dataset), window, symmetries=symmetries, **options
+        )
 
         return cls(climatology, name=name, symmetries=symmetries)
 

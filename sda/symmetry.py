@@ -41,9 +41,13 @@ class Symmetry:
         """Raises a `ValueError` if the symmetry does not fit a layout."""
 
         if unknown := (set(self.roll) | set(self.flip)) - set(layout.dims):
-            raise ValueError(f"symmetry names {sorted(unknown)}, not among the dimensions {layout.dims}")
+            raise ValueError(
+                f"symmetry names {sorted(unknown)}, not among the dimensions {layout.dims}"
+            )
         if unknown := set(self.sign) - set(layout.variables):
-            raise ValueError(f"symmetry names {sorted(unknown)}, not among the variables {layout.variables}")
+            raise ValueError(
+                f"symmetry names {sorted(unknown)}, not among the variables {layout.variables}"
+            )
         if fixed := [dim for dim in self.roll if dim not in layout.period]:
             raise ValueError(f"only periodic dimensions can be rolled, got {fixed}")
         if wrong := {name: f for name, f in self.sign.items() if f not in (-1, 1)}:

@@ -176,7 +176,9 @@ def train(
     out = Path(out)
     checkpoint = out / "checkpoint"
     if resume and not (checkpoint / "state.json").exists():
-        raise FileNotFoundError(f"there is no checkpoint in {checkpoint}: start without resume=true")
+        raise FileNotFoundError(
+            f"there is no checkpoint in {checkpoint}: start without resume=true"
+        )
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
         raise FileExistsError(f"{out} exists: give overwrite=true, resume=true or another path")
 
@@ -291,7 +293,9 @@ def split_members(members: int, held_out: float) -> tuple[np.ndarray, np.ndarray
     """
 
     if members < 2:
-        raise ValueError(f"training needs at least two members, one of them held out, got {members}")
+        raise ValueError(
+            f"training needs at least two members, one of them held out, got {members}"
+        )
     count = min(members - 1, max(1, round(held_out * members)))
 
     return np.arange(members - count), np.arange(members - count, members)
@@ -307,7 +311,9 @@ def static_fields(dataset: xr.Dataset, names: Sequence[str], layout: Layout) -> 
     fields = []
     for name in names:
         if name not in dataset:
-            raise ValueError(f"static variable {name!r} is not among {sorted(map(str, dataset.variables))}")
+            raise ValueError(
+                f"static variable {name!r} is not among {sorted(map(str, dataset.variables))}"
+            )
         if set(dataset[name].dims) != set(layout.dims):
             raise ValueError(
                 f"static variable {name!r} must have the dimensions {layout.dims}, got {dataset[name].dims}"
@@ -344,7 +350,9 @@ def denoising_error(
             noisy = x + s * e
             network += float((denoiser.denoise(noisy, s) - x).square().sum())
             gaussian += float((denoiser.covariance.wiener(noisy, s) - x).square().sum())
-        rows.append({"s": s, "network": network / clean.numel(), "gaussian": gaussian / clean.numel()})
+        rows.append(
+            {"s": s, "network": network / clean.numel(), "gaussian": gaussian / clean.numel()}
+        )
 
     return rows
 
@@ -380,7 +388,9 @@ E‖D(x + s ε) − x‖² per normalised value, on members that were never trai
 """
 
 
-def relative_error(denoiser: WindowDenoiser, x: Tensor, noise: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+def relative_error(
+    denoiser: WindowDenoiser, x: Tensor, noise: Tensor, s: Tensor
+) -> tuple[Tensor, Tensor]:
     """The losses of the network and of the Gaussian, `(B)` each, relative to the Wiener error."""
 
     noisy = x + broadcast(s, x) * noise
@@ -390,4 +400,3 @@ def relative_error(denoiser: WindowDenoiser, x: Tensor, noise: Tensor, s: Tensor
         gaussian = (denoiser.covariance.wiener(noisy, s) - x).square().flatten(1).mean(1) / scale
 
     return network, gaussian
-

@@ -79,7 +79,9 @@ class TrainingModule(LightningModule):
         # A young average forgets its start faster.
         weight = 1 - min(self.options.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
-            for old, new in zip(self.average.network.parameters(), self.denoiser.network.parameters(), strict=True):
+            for old, new in zip(
+                self.average.network.parameters(), self.denoiser.network.parameters(), strict=True
+            ):
                 old.lerp_(new, weight)
 
     def save(self, path: Path, climatology: Climatology) -> None:
@@ -175,9 +177,15 @@ class Recorder(Callback):
             if trainer.is_global_zero:
                 with self.log_path.open("a", newline="") as file:
                     rate = trainer.optimizers[0].param_groups[0]["lr"]
-                    csv.writer(file).writerow([
-                        module.step, f"{losses[0]:.5f}", f"{losses[1]:.5f}", f"{rate:.3g}", f"{module.seconds:.1f}"
-                    ])
+                    csv.writer(file).writerow(
+                        [
+                            module.step,
+                            f"{losses[0]:.5f}",
+                            f"{losses[1]:.5f}",
+                            f"{rate:.3g}",
+                            f"{module.seconds:.1f}",
+                        ]
+                    )
         if (module.step % self.every == 0 or last) and trainer.is_global_zero:
             module.save(self.out / "checkpoint", self.climatology)
 

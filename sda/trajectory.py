@@ -49,9 +49,13 @@ class TrajectoryDenoiser(Denoiser):
         super().__init__(window.schedule)
         stride = max(1, frames // 2) if stride is None else stride
         if length < frames:
-            raise ValueError(f"a trajectory needs at least the window's {frames} frames, got {length}")
+            raise ValueError(
+                f"a trajectory needs at least the window's {frames} frames, got {length}"
+            )
         if not 1 <= stride <= frames:
-            raise ValueError(f"stride must be between 1 and the window's {frames} frames, got {stride}")
+            raise ValueError(
+                f"stride must be between 1 and the window's {frames} frames, got {stride}"
+            )
         if batch is not None and batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
         self.window, self.frames, self.length, self.stride = window, frames, length, stride
@@ -88,10 +92,12 @@ class TrajectoryDenoiser(Denoiser):
             out = denoise(windows, s)
         else:
             levels = s.split(self.batch) if torch.is_tensor(s) and s.ndim else None
-            out = torch.cat([
-                denoise(part, s if levels is None else levels[i])
-                for i, part in enumerate(windows.split(self.batch))
-            ])
+            out = torch.cat(
+                [
+                    denoise(part, s if levels is None else levels[i])
+                    for i, part in enumerate(windows.split(self.batch))
+                ]
+            )
 
         return out.unflatten(0, (len(x), count))[:, self.owner, self.offset]
 
@@ -112,6 +118,8 @@ def window_owners(length: int, frames: int, starts: list[int]) -> list[int]:
     owners = []
     for frame in range(length):
         inside = [i for i, b in enumerate(starts) if b <= frame < b + frames]
-        owners.append(max(inside, key=lambda i: (min(frame - starts[i], starts[i] + frames - 1 - frame), -i)))
+        owners.append(
+            max(inside, key=lambda i: (min(frame - starts[i], starts[i] + frames - 1 - frame), -i))
+        )
 
     return owners

@@ -161,7 +161,9 @@ class WindowDenoiser(Denoiser):
         if self.advection:
             inputs.extend(self._advection(w, r))
         out = self._evaluate(torch.cat(inputs, dim=1), s)
-        out = self._curl(out) if self.incompressible else out.unflatten(1, self.covariance.shape[:2])
+        out = (
+            self._curl(out) if self.incompressible else out.unflatten(1, self.covariance.shape[:2])
+        )
 
         return w + r * out
 
@@ -185,7 +187,9 @@ class WindowDenoiser(Denoiser):
         ky, kx = derivative_wavenumbers(tuple(size), dtype=psi.dtype, device=psi.device)
         h = torch.fft.rfft2(psi) / (ky.square() + kx.square()).sqrt().clamp(min=1)
 
-        return math.sqrt(2) * torch.fft.irfft2(torch.stack((-1j * ky * h, 1j * kx * h), dim=2), s=size)
+        return math.sqrt(2) * torch.fft.irfft2(
+            torch.stack((-1j * ky * h, 1j * kx * h), dim=2), s=size
+        )
 
     def _advection(self, w: Tensor, r: Tensor) -> list[Tensor]:
         """The change by advection within one dt, and what the trapezoidal rule leaves of increments."""

@@ -36,10 +36,15 @@ def autoregression(members: int, length: int) -> tuple[torch.Tensor, torch.Tenso
     for _ in range(500):
         p = a @ p @ a.T + 0.1 * torch.eye(2, dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(members, 2, generator=generator, dtype=torch.float64) @ torch.linalg.cholesky(p).T
+    x = (
+        torch.randn(members, 2, generator=generator, dtype=torch.float64)
+        @ torch.linalg.cholesky(p).T
+    )
     states = [x]
     for _ in range(length - 1):
-        x = x @ a.T + math.sqrt(0.1) * torch.randn(members, 2, generator=generator, dtype=torch.float64)
+        x = x @ a.T + math.sqrt(0.1) * torch.randn(
+            members, 2, generator=generator, dtype=torch.float64
+        )
         states.append(x)
     powers = [torch.linalg.matrix_power(a, k) @ p for k in range(length)]
     rows = [
@@ -149,9 +154,7 @@ def test_symmetries_form_cycles_and_augment_deterministically() -> None:
     for symmetry in SYMMETRIES:
         torch.testing.assert_close(symmetry(x, PLANE, symmetry.order(PLANE)), x)
         assert not torch.equal(symmetry(x, PLANE), x)
-        torch.testing.assert_close(
-            symmetry(symmetry(x, PLANE, 2), PLANE), symmetry(x, PLANE, 3)
-        )
+        torch.testing.assert_close(symmetry(symmetry(x, PLANE, 2), PLANE), symmetry(x, PLANE, 3))
     a, b = (augment(x, PLANE, SYMMETRIES, np.random.default_rng(0)) for _ in range(2))
     torch.testing.assert_close(a, b)
     torch.testing.assert_close(average(a, PLANE, SYMMETRIES), average(x, PLANE, SYMMETRIES))

@@ -32,9 +32,7 @@ def spectral(space: tuple[int, ...], size: int, dtype: torch.dtype) -> SpectralC
 def low_rank() -> LowRankCovariance:
     q, _ = torch.linalg.qr(torch.randn(24, 5, generator=torch.Generator().manual_seed(2)).double())
 
-    return LowRankCovariance(
-        q, torch.linspace(1, 3, 5).double(), 0.1, (3, 2, 4), torch.float64
-    )
+    return LowRankCovariance(q, torch.linspace(1, 3, 5).double(), 0.1, (3, 2, 4), torch.float64)
 
 
 KINDS = {
@@ -64,9 +62,7 @@ def test_transform_is_an_isometry_and_inverse_its_adjoint(covariance: Covariance
 
     torch.testing.assert_close(z @ z.T, x.flatten(1) @ x.flatten(1).T)
     torch.testing.assert_close(covariance.inverse(z), x)
-    torch.testing.assert_close(
-        (z * other).sum(), (x * covariance.inverse(other)).sum()
-    )
+    torch.testing.assert_close((z * other).sum(), (x * covariance.inverse(other)).sum())
 
 
 def test_apply_is_the_matrix_function(covariance: Covariance) -> None:
@@ -103,7 +99,9 @@ def test_weights_count_the_values(covariance: Covariance) -> None:
 def test_samples_have_the_covariance(covariance: Covariance) -> None:
     x = covariance.sample(draw(covariance, 40_000)).flatten(1)
     matrix = covariance.dense()
-    error = (x.T @ x / len(x) - matrix) / matrix.diagonal().sqrt() / matrix.diagonal().sqrt()[:, None]
+    error = (
+        (x.T @ x / len(x) - matrix) / matrix.diagonal().sqrt() / matrix.diagonal().sqrt()[:, None]
+    )
 
     # The standard error of an entry is at most √2 / √40,000 = 0.7 %.
     assert error.abs().max() < 0.04

@@ -56,7 +56,9 @@ def test_azula_interface_agrees_with_azula(schedule: azula.noise.Schedule) -> No
     torch.testing.assert_close(ours(x, t).mean.flatten(1), flat(x.flatten(1), t).mean)
     s = torch.tensor([0.7], dtype=torch.float64)
     foreign = as_denoiser(Flattened(flat))
-    torch.testing.assert_close(foreign.denoise(x, s[0]), ours.denoise(x, s[0]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        foreign.denoise(x, s[0]), ours.denoise(x, s[0]), rtol=1e-5, atol=1e-6
+    )
     with pytest.raises(ValueError, match="noise levels in"):
         foreign.denoise(x, 1e9)
     with pytest.raises(TypeError, match="got Linear"):
@@ -124,14 +126,18 @@ def test_members_do_not_see_each_other(
     assert (together - denoiser.covariance.wiener(x, s)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("layout", "network", "options"), [n for n in NETWORKS if n[0] is not LINE][1:])
+@pytest.mark.parametrize(
+    ("layout", "network", "options"), [n for n in NETWORKS if n[0] is not LINE][1:]
+)
 def test_fields_are_translation_equivariant(layout: Layout, network: dict, options: dict) -> None:
     denoiser = build(layout, network, options)
     denoiser.mean.zero_()
     x, shift = torch.randn(2, 4, *layout.shape), 2
 
     moved = denoiser.denoise(x.roll(shift, -1), 0.3)
-    torch.testing.assert_close(moved, denoiser.denoise(x, 0.3).roll(shift, -1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        moved, denoiser.denoise(x, 0.3).roll(shift, -1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_incompressible_output_has_no_divergence() -> None:
@@ -147,12 +153,16 @@ def test_incompressible_output_has_no_divergence() -> None:
 
 
 def test_advection_is_minus_u_grad_u_without_its_gradient_part() -> None:
-    y, x = torch.meshgrid(*[(torch.arange(32).double() + 0.5) * 2 * math.pi / 32] * 2, indexing="ij")
+    y, x = torch.meshgrid(
+        *[(torch.arange(32).double() + 0.5) * 2 * math.pi / 32] * 2, indexing="ij"
+    )
     # ψ = cos x + cos 2y: u·∇ω is a single product, whose Poisson problem is solved by hand.
     u, v = (2 * torch.sin(2 * y)).double(), (-torch.sin(x)).double()
     # ω = −cos x − 4 cos 2y, u ω_x + v ω_y = 2 sin 2y sin x − 8 sin x sin 2y = −6 sin x sin 2y
     # ω_t = 6 sin x sin 2y, so ψ_t = −(6/5) sin x sin 2y
-    expected = torch.stack((12 / 5 * torch.sin(x) * torch.cos(2 * y), -6 / 5 * torch.cos(x) * torch.sin(2 * y)))
+    expected = torch.stack(
+        (12 / 5 * torch.sin(x) * torch.cos(2 * y), -6 / 5 * torch.cos(x) * torch.sin(2 * y))
+    )
     found = advection(torch.stack((u, v)), 2 * math.pi)
 
     torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=1e-6)
@@ -193,8 +203,10 @@ def slow_composition(window: Denoiser, x: Tensor, s: Tensor, frames: int, stride
     out = torch.empty_like(x)
     for i in range(len(x)):
         for frame in range(length):
+
             def margin(b: int, frame: int = frame) -> int:
                 return min(frame - b, b + frames - 1 - frame)
+
             inside = [b for b in starts if b <= frame < b + frames]
             best = max(margin(b) for b in inside)
             b = min(b for b in inside if margin(b) == best)
@@ -218,7 +230,9 @@ def test_composition_equals_the_slow_definition(
     s = torch.tensor([0.1, 1.0, 2.0])
     composed = TrajectoryDenoiser(Local(), frames, length, stride, batch)
 
-    torch.testing.assert_close(composed.denoise(x, s), slow_composition(Local(), x, s, frames, stride))
+    torch.testing.assert_close(
+        composed.denoise(x, s), slow_composition(Local(), x, s, frames, stride)
+    )
     torch.testing.assert_close(composed.denoise(x[:1], s[0]), composed.denoise(x, s)[:1])
 
 

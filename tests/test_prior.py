@@ -72,7 +72,9 @@ def test_long_trajectories_keep_the_gaussian_part() -> None:
 
 
 def test_missing_and_foreign_folders(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no prior 'nothing': give a path, or one of"):
+    with pytest.raises(
+        FileNotFoundError, match="there is no prior 'nothing': give a path, or one of"
+    ):
         Prior.load("nothing")
     with pytest.raises(FileNotFoundError, match="is no prior"):
         Prior.load(tmp_path)

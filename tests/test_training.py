@@ -208,7 +208,13 @@ train({str(store)!r}, {str(tmp_path / "broken")!r}, TrainingOptions(**{OPTIONS!r
     with pytest.raises(FileExistsError, match="overwrite=true, resume=true"):
         train(store, tmp_path / "broken", whole, **run)
     with pytest.raises(ValueError, match="batch was 8, is 4"):
-        train(store, tmp_path / "broken", TrainingOptions(**{**OPTIONS, "batch": 4}), resume=True, **run)
+        train(
+            store,
+            tmp_path / "broken",
+            TrainingOptions(**{**OPTIONS, "batch": 4}),
+            resume=True,
+            **run,
+        )
     train(store, tmp_path / "broken", whole, resume=True, **run)
 
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "broken")
@@ -266,7 +272,9 @@ def test_missing_data_gpu_and_checkpoint(store: Path, tmp_path: Path) -> None:
 def test_gpu_training_reaches_the_cpus_loss(store: Path, tmp_path: Path) -> None:
     options = TrainingOptions(**{**OPTIONS, "steps": 100})
     errors = [
-        train(store, tmp_path / device, options, device=device, progress=False).info["denoising_error"]
+        train(store, tmp_path / device, options, device=device, progress=False).info[
+            "denoising_error"
+        ]
         for device in ("cpu", "cuda")
     ]
     for a, b in zip(*errors, strict=True):

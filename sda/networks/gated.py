@@ -42,9 +42,12 @@ class GatedNet(nn.Module):
         super().__init__()
         self.embedding = LevelEmbedding(embedding)
         self.first = Convolution(channels_in, width, periodic)
-        self.blocks = nn.ModuleList([
-            GatedBlock(width, periodic, embedding, dilations[i % len(dilations)]) for i in range(depth)
-        ])
+        self.blocks = nn.ModuleList(
+            [
+                GatedBlock(width, periodic, embedding, dilations[i % len(dilations)])
+                for i in range(depth)
+            ]
+        )
         self.last = Convolution(width, channels_out, periodic)
         nn.init.zeros_(self.last.conv.weight)
         nn.init.zeros_(self.last.conv.bias)

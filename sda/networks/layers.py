@@ -28,7 +28,10 @@ class LevelEmbedding(nn.Module):
             persistent=False,
         )
         self.layers = nn.Sequential(
-            nn.Linear(2 * frequencies + 1, features), nn.SiLU(), nn.Linear(features, features), nn.SiLU()
+            nn.Linear(2 * frequencies + 1, features),
+            nn.SiLU(),
+            nn.Linear(features, features),
+            nn.SiLU(),
         )
 
     def forward(self, log_s: Tensor) -> Tensor:

@@ -40,18 +40,24 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) != len(depths) or not widths:
-            raise ValueError(f"widths and depths must have one entry per level, got {widths} and {depths}")
+            raise ValueError(
+                f"widths and depths must have one entry per level, got {widths} and {depths}"
+            )
         self.factor = 2 ** (len(widths) - 1)
         self.embedding = LevelEmbedding(embedding)
         self.first = Convolution(channels_in, widths[0], periodic)
-        self.down = nn.ModuleList([
-            nn.ModuleList([ResidualBlock(width, periodic, embedding) for _ in range(depth)])
-            for width, depth in zip(widths, depths, strict=True)
-        ])
-        self.up = nn.ModuleList([
-            nn.ModuleList([ResidualBlock(width, periodic, embedding) for _ in range(depth)])
-            for width, depth in zip(widths[:-1], depths[:-1], strict=True)
-        ])
+        self.down = nn.ModuleList(
+            [
+                nn.ModuleList([ResidualBlock(width, periodic, embedding) for _ in range(depth)])
+                for width, depth in zip(widths, depths, strict=True)
+            ]
+        )
+        self.up = nn.ModuleList(
+            [
+                nn.ModuleList([ResidualBlock(width, periodic, embedding) for _ in range(depth)])
+                for width, depth in zip(widths[:-1], depths[:-1], strict=True)
+            ]
+        )
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
         self.downscale = nn.ModuleList([Convolution(a, b, periodic, stride=2) for a, b in pairs])
         self.upscale = nn.ModuleList([Convolution(b, a, periodic) for a, b in pairs])
