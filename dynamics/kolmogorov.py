@@ -36,8 +36,8 @@ from .random import normal
 from .spectral import coarsen, derivative_wavenumbers, wavenumbers
 from .system import System
 
-# Classical RK4 is stable for purely advective modes up to k_max |u| Δ = 2√2; the margin buys accuracy
-# and lets the speed grow within one dt.
+# Classical RK4 is stable for purely advective modes up to k_max |u| Δ = 2√2; the margin buys
+# accuracy and lets the speed grow within one dt.
 ADVECTIVE_LIMIT = 2.4
 
 
@@ -81,7 +81,8 @@ class KolmogorovFlow(System):
         if reynolds <= 0 or drag < 0 or wavenumber < 1 or peak <= 0 or speed < 0:
             raise ValueError(
                 f"expected reynolds > 0, drag ≥ 0, wavenumber ≥ 1, peak > 0, speed ≥ 0, got "
-                f"reynolds={reynolds}, drag={drag}, wavenumber={wavenumber}, peak={peak}, speed={speed}"
+                f"reynolds={reynolds}, drag={drag}, wavenumber={wavenumber}, peak={peak}, "
+                f"speed={speed}"
             )
         self.size, self.resolution = size, resolution
         self.reynolds, self.forcing, self.wavenumber, self.drag = (
@@ -136,7 +137,8 @@ class KolmogorovFlow(System):
         The maximal speed of each field is `speed`.
 
         Returns:
-            Transforms of the vorticity, complex, with shape `(member, resolution, resolution // 2 + 1)`.
+            Transforms of the vorticity, complex, with shape
+            `(member, resolution, resolution // 2 + 1)`.
         """
 
         n = self.resolution
@@ -240,7 +242,8 @@ class SpectralOperators:
         k2 = ky.square() + kx.square()
         inverse = torch.where(k2 > 0, 1 / k2.clamp(min=1), torch.zeros_like(k2))
         limit = n // 3
-        # The Nyquist modes are zero among the wavenumbers of derivatives: the mask needs the true ones.
+        # The Nyquist modes are zero among the wavenumbers of derivatives: the mask needs the true
+        # ones.
         qy, qx = wavenumbers(n, dtype=torch.float64)
         dealias = ((qy.abs() <= limit) & (qx.abs() <= limit) & (k2 > 0)).double()
 
@@ -250,16 +253,15 @@ class SpectralOperators:
         self.linear = (-k2 / flow.reynolds - flow.drag).to(device=device)
         self.dtype = dtype
 
-        real = {"dtype": dtype, "device": device}
-        complex_ = {"dtype": complex_type(dtype), "device": device}
-        self.ky, self.kx = ky.to(**real), kx.to(**real)
-        self.dealias = dealias.to(**real)
+        complex_ = complex_type(dtype)
+        self.ky, self.kx = ky.to(device, dtype), kx.to(device, dtype)
+        self.dealias = dealias.to(device, dtype)
         # u = -∂ψ/∂y, v = ∂ψ/∂x with ∇²ψ = ω.
-        self.to_velocity = torch.stack((1j * ky * inverse, -1j * kx * inverse)).to(**complex_)
+        self.to_velocity = torch.stack((1j * ky * inverse, -1j * kx * inverse)).to(device, complex_)
         self.products = torch.stack(((kx.square() - ky.square()) * dealias, -ky * kx * dealias)).to(
-            **real
+            device, dtype
         )
-        self.force = (torch.fft.rfft2(force[:, None].expand(n, n)) * dealias).to(**complex_)
+        self.force = (torch.fft.rfft2(force[:, None].expand(n, n)) * dealias).to(device, complex_)
 
         # Transfer of a block mean, and the half-cell shift between the two grids' origins.
         factor = n // m
@@ -269,7 +271,7 @@ class SpectralOperators:
             qx[..., None] * offset
         ).mean(-1)
         shift = torch.exp(-1j * (qy + qx) * (factor - 1) / 2 * 2 * math.pi / n)
-        self.decoarsening = (shift / transfer).to(**complex_)
+        self.decoarsening = (shift / transfer).to(device, complex_)
 
     def factors(self, step: float) -> tuple[Tensor, Tensor]:
         """The integrating factors over half a step and a whole one."""
@@ -293,8 +295,10 @@ class SpectralOperators:
 
 
 def complex_type(dtype: torch.dtype) -> torch.dtype:
+    """The complex type of a real type's precision."""
     return torch.complex128 if dtype == torch.float64 else torch.complex64
 
 
 def real_type(dtype: torch.dtype) -> torch.dtype:
+    """The real type of a complex type's precision."""
     return torch.float64 if dtype == torch.complex128 else torch.float32

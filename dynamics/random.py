@@ -53,9 +53,11 @@ def normal(
     """
 
     draw = np.float64 if dtype == torch.float64 else np.float32
-    noise = np.stack([
-        member_generator(seed, member, *key).standard_normal(shape, dtype=draw)
-        for member in members
-    ])
+    noise = np.stack(
+        [
+            member_generator(seed, member, *key).standard_normal(shape, dtype=draw)
+            for member in members
+        ]
+    )
 
     return torch.from_numpy(noise).to(dtype=dtype, device=device)

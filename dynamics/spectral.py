@@ -16,7 +16,7 @@ def wavenumbers(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """The angular wavenumbers `(ky, kx)` of `rfft2`, with shapes `(ny, 1)` and `(1, nx // 2 + 1)`."""
+    """The angular wavenumbers `(ky, kx)` of `rfft2`, `(ny, 1)` and `(1, nx // 2 + 1)`."""
 
     ny, nx = (size, size) if isinstance(size, int) else size
     unit = 2 * math.pi / period
@@ -32,7 +32,7 @@ def derivative_wavenumbers(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """As `wavenumbers`, with zero at the Nyquist frequency, whose derivative is not representable."""
+    """As `wavenumbers`, with zero at the Nyquist frequency, whose derivative is not on the grid."""
 
     ny, nx = (size, size) if isinstance(size, int) else size
     ky, kx = wavenumbers((ny, nx), period, dtype, device)
@@ -96,7 +96,9 @@ def coarsen(x: Tensor, factor: int) -> Tensor:
 def energy_spectrum(velocity: Tensor) -> Tensor:
     """The kinetic energy spectrum in shells of integer wavenumber.
 
-    .. math:: E(k) = \\sum_{k - 1/2 \\leq |\\kappa| < k + 1/2} \\frac{1}{2} \\sum_c |\\hat u_c(\\kappa)|^2
+    .. math::
+        E(k) = \\sum_{k - 1/2 \\leq |\\kappa| < k + 1/2}
+        \\frac{1}{2} \\sum_c |\\hat u_c(\\kappa)|^2
 
     with Fourier coefficients such that `sum(E) = mean over space of ½ Σ_c u_c²`.
 

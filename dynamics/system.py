@@ -108,7 +108,8 @@ class System(abc.ABC):
             raise ValueError(f"length must be at least 1, got {length}")
         if noise is not None and noise.shape != (len(x), length - 1, *x.shape[1:]):
             raise ValueError(
-                f"noise must have shape {(len(x), length - 1, *x.shape[1:])}, got {tuple(noise.shape)}"
+                f"noise must have shape {(len(x), length - 1, *x.shape[1:])}, got "
+                f"{tuple(noise.shape)}"
             )
         z, states = self.lift(x), [x]
         for i in range(length - 1):

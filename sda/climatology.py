@@ -1,8 +1,8 @@
 """Climatology: mean and space-time covariance of the states of a system.
 
 The climatology is the Gaussian prior of trajectories, N(mean, Σ). It needs no training, every
-network is measured against it and preconditioned by it, and its Σ is the background-error covariance
-of guidance. It is estimated in one streamed pass over a dataset, from windows:
+network is measured against it and preconditioned by it, and its Σ is the background-error
+covariance of guidance. It is estimated in one streamed pass over a dataset, from windows:
 
 - along periodic dimensions the statistics are taken to be homogeneous: one block per wavenumber;
 - otherwise densely where a window has few values, and as low rank plus diagonal where it has many.
@@ -17,7 +17,7 @@ References:
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
@@ -48,6 +48,9 @@ class Climatology(nn.Module):
     Raises:
         ValueError: If a shape does not agree with the layout.
     """
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -137,7 +140,8 @@ class Climatology(nn.Module):
             symmetry.check(layout)
         if not 1 <= window <= dataset.sizes["time"]:
             raise ValueError(
-                f"window must be between 1 and the {dataset.sizes['time']} frames of the data, got {window}"
+                f"window must be between 1 and the {dataset.sizes['time']} frames of the data, "
+                f"got {window}"
             )
         size = window * math.prod(layout.shape)
         if kind is None:
@@ -145,15 +149,17 @@ class Climatology(nn.Module):
             kind = "spectral" if spectral else "dense" if size <= DENSE_LIMIT else "low_rank"
         if kind == "spectral" and not (layout.dims and all(layout.periodic)):
             raise ValueError(
-                f"a spectral covariance needs periodic dimensions only, got period={dict(layout.period)}"
+                f"a spectral covariance needs periodic dimensions only, got "
+                f"period={dict(layout.period)}"
             )
         stride = stride or max(1, window // 8)
 
-        total, square, count = torch.zeros(layout.shape, dtype=torch.float64), 0.0, 0
+        total = torch.zeros(layout.shape, dtype=torch.float64)
+        square, count = torch.zeros_like(total), 0
         moment = MOMENTS[kind](layout, window, rank)
         for x in trajectories(dataset, layout):
             total += x.sum(0)
-            square = square + x.square().sum(0)
+            square += x.square().sum(0)
             count += len(x)
             moment.add(x.unfold(0, window, stride).movedim(-1, 1))
 
@@ -174,7 +180,8 @@ class Climatology(nn.Module):
         Arguments:
             layout: The layout.
             mean: The mean state, with shape `(channel, *space)`.
-            matrix: The covariance in physical units of a whole number of frames, with shape `(n, n)`.
+            matrix: The covariance in physical units of a whole number of frames, with shape
+                `(n, n)`.
         """
 
         frame = math.prod(layout.shape)
@@ -246,6 +253,20 @@ def _even(symmetry: Symmetry) -> Symmetry:
 
 
 # Estimation -------------------------------------------------------------------------------------
+
+
+class Moment(Protocol):
+    """Accumulates the second moment of windows `(B, time, channel, *space)`."""
+
+    def __init__(self, layout: Layout, window: int, rank: int) -> None: ...
+
+    def add(self, windows: Tensor) -> None:
+        """Adds a batch of windows."""
+
+    def finish(
+        self, mean: Tensor, scale: Tensor, symmetries: Sequence[Symmetry]
+    ) -> dict[str, Tensor]:
+        """The tensors of the covariance of normalised anomalies, see `Climatology`."""
 
 
 class DenseMoment:
@@ -349,7 +370,7 @@ class SpectralMoment:
 
 
 class LowRankMoment:
-    """Keeps the leading directions of the windows seen so far (incremental principal components)."""
+    """Keeps the leading directions of the windows seen so far: incremental principal components."""
 
     def __init__(self, layout: Layout, window: int, rank: int) -> None:
         self.layout, self.shape = layout, (window, *layout.shape)
@@ -394,7 +415,11 @@ class LowRankMoment:
         }
 
 
-MOMENTS = {"dense": DenseMoment, "spectral": SpectralMoment, "low_rank": LowRankMoment}
+MOMENTS: dict[str, type[Moment]] = {
+    "dense": DenseMoment,
+    "spectral": SpectralMoment,
+    "low_rank": LowRankMoment,
+}
 
 
 # Other lengths ----------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Ways round the defects of dependencies.
 
 azula depends on torchvision, whose wheel from the package index is built for CUDA and does not
-import beside a CPU build of torch (`operator torchvision::nms does not exist`). Nothing here uses it,
-but torchmetrics, and with it Lightning, imports it where it is installed.
+import beside a CPU build of torch (`operator torchvision::nms does not exist`). Nothing here uses
+it, but torchmetrics, and with it Lightning, imports it where it is installed.
 """
 
 import importlib

@@ -43,7 +43,8 @@ class Covariance(nn.Module, abc.ABC):
     def inverse(self, z: Tensor) -> Tensor:
         """Applies Vᵀ: `(B, n')` to `(B, *shape)`."""
 
-    def apply(self, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    # torch's `Module.apply`, which walks over submodules, has no use here.
+    def apply(self, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # type: ignore[override]
         """Applies the matrix function `Vᵀ fn(λ) V` to `x`.
 
         Arguments:
@@ -54,7 +55,7 @@ class Covariance(nn.Module, abc.ABC):
         return self.inverse(fn(self.eigenvalues) * self.transform(x))
 
     def wiener(self, x: Tensor, s: Tensor | float) -> Tensor:
-        """The Wiener filter `Σ (Σ + s² I)⁻¹ x`, the best estimate of N(0, Σ) from `x` = truth + s ε.
+        """The Wiener filter `Σ (Σ + s² I)⁻¹ x`: the mean of N(0, Σ) given `x` = truth + s ε.
 
         Arguments:
             x: The noisy arrays, with shape `(B, *shape)`.
@@ -115,6 +116,8 @@ class DenseCovariance(Covariance):
         ValueError: If the sizes do not agree.
     """
 
+    basis: Tensor
+
     def __init__(
         self, matrix: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
     ) -> None:
@@ -155,6 +158,10 @@ class SpectralCovariance(Covariance):
     Raises:
         ValueError: If the sizes do not agree.
     """
+
+    basis: Tensor
+    table: Tensor
+    scale: Tensor
 
     def __init__(
         self, blocks: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
@@ -230,7 +237,7 @@ class SpectralCovariance(Covariance):
 
         return self._backward(c / self.scale[:, None, None, None])
 
-    def apply(self, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def apply(self, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # type: ignore[override]
         self._check(x)
         weight = fn(self.table.flatten())
         if weight.ndim > 1:
@@ -251,6 +258,8 @@ class LowRankCovariance(Covariance):
         shape: The shape `(time, channel, *space)` whose product is n.
         dtype: The dtype in which it is applied.
     """
+
+    basis: Tensor
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset
 
 from dynamics.layout import Layout
 
+from . import store
 from .climatology import Climatology
 from .symmetry import Symmetry, augment
 
@@ -77,7 +78,7 @@ class Windows:
         dataset: xr.Dataset,
         layout: Layout,
         window: int,
-        members: Sequence[int],
+        members: Sequence[int] | np.ndarray,
         memory: int = 4 << 30,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -194,23 +195,10 @@ class Batches(IterableDataset):
 
 
 def open_dataset(source: xr.Dataset | str | Path) -> xr.Dataset:
-    """Opens a Zarr store or NetCDF file, lazily.
+    """Opens a dataset lazily, see `sda.store.open_dataset`; one that is open already passes.
 
     Raises:
         FileNotFoundError: If there is nothing at the path.
-        ValueError: If xarray cannot read it.
+        ValueError: If it is no Zarr store and no NetCDF file.
     """
-
-    if isinstance(source, xr.Dataset):
-        return source
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no dataset at {path}")
-    try:
-        if path.is_dir():
-            return xr.open_zarr(path, consolidated=False)
-        return xr.open_dataset(path, chunks={})
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} is no Zarr store or NetCDF file that xarray opens: {error}"
-        ) from error
+    return source if isinstance(source, xr.Dataset) else store.open_dataset(source)

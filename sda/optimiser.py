@@ -76,30 +76,34 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["decay"])
-                    update(parameter, self.state[parameter], group["lr"])
+                    update(parameter, parameter.grad, self.state[parameter], group["lr"])
 
         return loss
 
-    def _muon(self, parameter: Tensor, state: dict[str, Tensor], rate: float) -> None:
+    def _muon(
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], rate: float
+    ) -> None:
         if not state:
             state["momentum"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-        state["momentum"].mul_(self.momentum).add_(parameter.grad)
-        update = (parameter.grad + self.momentum * state["momentum"]).flatten(1)
+        state["momentum"].mul_(self.momentum).add_(gradient)
+        update = (gradient + self.momentum * state["momentum"]).flatten(1)
         update = orthogonalise(update)
         rows, columns = update.shape
         parameter.add_(
             update.reshape(parameter.shape), alpha=-rate * math.sqrt(max(1, rows / columns))
         )
 
-    def _adam(self, parameter: Tensor, state: dict[str, Tensor], rate: float) -> None:
+    def _adam(
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], rate: float
+    ) -> None:
         if not state:
             state["count"] = torch.zeros(())
             state["first"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
             state["second"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         state["count"] += 1
         first, second = self.betas
-        state["first"].lerp_(parameter.grad, 1 - first)
-        state["second"].lerp_(parameter.grad.square(), 1 - second)
+        state["first"].lerp_(gradient, 1 - first)
+        state["second"].lerp_(gradient.square(), 1 - second)
         count = float(state["count"])
         denominator = (state["second"] / (1 - second**count)).sqrt().add_(1e-8)
         parameter.addcdiv_(state["first"], denominator, value=-rate / (1 - first**count))
@@ -111,7 +115,8 @@ def split_parameters(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Pa
     The weights of the first and last layer, of embeddings, biases and gains belong to the rest.
     """
 
-    hidden, rest = [], []
+    hidden: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         outer = name.startswith(("first.", "last.", "embedding.")) or ".level." in name
         (rest if outer or parameter.ndim < 2 else hidden).append(parameter)

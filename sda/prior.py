@@ -193,13 +193,14 @@ class Prior:
             content = json.loads((path / "prior.json").read_text())
             if content["format"] != FORMAT:
                 raise ValueError(
-                    f"{path} has prior format {content['format']}, this version reads {FORMAT}: update sda-torch"
+                    f"{path} has prior format {content['format']}, this version reads {FORMAT}: "
+                    f"update sda-torch"
                 )
             for file, expected in content["checksums"].items():
                 if (given := checksum(path / Path(file).name)) != expected:
                     raise ValueError(
-                        f"{path / file} is damaged: its SHA-256 is {given[:12]}…, expected {expected[:12]}…; "
-                        f"install or train the prior again"
+                        f"{path / file} is damaged: its SHA-256 is {given[:12]}…, expected "
+                        f"{expected[:12]}…; install or train the prior again"
                     )
             layout = Layout.from_json(content["layout"])
             climatology = Climatology.from_tensors(
@@ -259,6 +260,7 @@ def find(name: str | Path) -> Path:
 
 
 def checksum(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

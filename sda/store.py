@@ -56,15 +56,14 @@ def open_dataset(path: str | Path) -> xr.Dataset:
 def ordered(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with its variables in the order of its attribute `variables`, if it has one.
 
-    A Zarr group lists its variables as the file system does, in any order. Without the attribute
-    they are sorted by name, so that the order is the same everywhere.
+    A Zarr group lists its variables as the file system does, in any order. Those that the attribute
+    does not name come last, sorted by name, so that the order is the same everywhere.
     """
 
     names = sorted(map(str, dataset.data_vars))
-    given = dataset.attrs.get("variables")
-    if given is not None and sorted(np.atleast_1d(given).tolist()) == names:
-        names = [str(name) for name in np.atleast_1d(given)]
-    return dataset[names]
+    given = [str(name) for name in np.atleast_1d(dataset.attrs.get("variables", []))]
+    first = [name for name in given if name in names]
+    return dataset[first + [name for name in names if name not in first]]
 
 
 class PosteriorWriter:

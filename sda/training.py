@@ -2,7 +2,8 @@
 
 The loss is the denoising error relative to that of the Wiener filter,
 
-.. math:: E_{x, \\varepsilon, s} \\left[ \\frac{\\| D(x + s \\, \\varepsilon, s) - x \\|^2}{n \\, r(s)^2} \\right],
+.. math:: E_{x, \\varepsilon, s} \\left[
+    \\frac{\\| D(x + s \\, \\varepsilon, s) - x \\|^2}{n \\, r(s)^2} \\right],
 
 so the Gaussian prior scores one at every noise level, and what a network has learned beyond linear
 is what it scores below one. Lightning runs the loop (devices, distribution); checkpoints are
@@ -155,7 +156,8 @@ def train(
         symmetries: Symmetries of the system: windows are augmented and statistics averaged by them.
         device: "auto", "cpu" or "cuda".
         devices: The number of devices.
-        memory: Stores of at most this many bytes are held in memory (on the GPU, where there is one).
+        memory: Stores of at most this many bytes are held in memory (that of the GPU, where there
+            is one).
         checkpoint_every: The number of steps between checkpoints.
         overwrite: Whether an existing prior may be replaced.
         resume: Whether to go on from the folder's checkpoint.
@@ -316,7 +318,8 @@ def static_fields(dataset: xr.Dataset, names: Sequence[str], layout: Layout) -> 
             )
         if set(dataset[name].dims) != set(layout.dims):
             raise ValueError(
-                f"static variable {name!r} must have the dimensions {layout.dims}, got {dataset[name].dims}"
+                f"static variable {name!r} must have the dimensions {layout.dims}, got "
+                f"{dataset[name].dims}"
             )
         values = torch.from_numpy(dataset[name].transpose(*layout.dims).values).float()
         fields.append(values / values.square().mean().sqrt().clamp(min=1e-12))
@@ -362,7 +365,8 @@ def model_card(prior: Prior) -> str:
 
     info, options = prior.info, prior.info["options"]
     rows = "\n".join(
-        f"| {row['s']:g} | {row['network']:.3g} | {row['gaussian']:.3g} | {row['network'] / row['gaussian']:.3f} |"
+        f"| {row['s']:g} | {row['network']:.3g} | {row['gaussian']:.3g} "
+        f"| {row['network'] / row['gaussian']:.3f} |"
         for row in info["denoising_error"]
     )
     data = "\n".join(f"- {key}: {value}" for key, value in info["data"].items())
@@ -373,7 +377,8 @@ A prior of trajectories of `{", ".join(prior.layout.variables)}`, {prior.layout.
 dt = {prior.layout.dt:g}. Windows of {prior.window} states, any length of trajectory by composition.
 
 ## Network and training
-`{options["network"]}`, {info["parameters"]:,} parameters, {options["preconditioning"]} preconditioning.
+`{options["network"]}`, {info["parameters"]:,} parameters, preconditioning
+"{options["preconditioning"]}".
 {info["windows_seen"]:,} windows in {info["seconds"]:.0f} s of training, seed {options["seed"]}.
 
 ## Held-out denoising error

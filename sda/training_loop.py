@@ -171,8 +171,8 @@ class Recorder(Callback):
             module.recent.clear()
             if not torch.isfinite(losses[0]):
                 raise FloatingPointError(
-                    f"the loss is {losses[0]:g} at step {module.step}: lower the learning rates, or "
-                    f"resume from the last checkpoint"
+                    f"the loss is {losses[0]:g} at step {module.step}: lower the learning rates, "
+                    f"or resume from the last checkpoint"
                 )
             if trainer.is_global_zero:
                 with self.log_path.open("a", newline="") as file:

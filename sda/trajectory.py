@@ -30,12 +30,16 @@ class TrajectoryDenoiser(Denoiser):
         length: The number of frames L of a trajectory, at least W.
         stride: The distance between windows (default: half a window).
         batch: The largest number of windows in one evaluation (default: all).
-        covariance: The covariance of whole trajectories and of windows; if given, the linear part of
-            the estimate comes from the former and the residual from windows.
+        covariance: The covariance of whole trajectories and of windows; if given, the linear part
+            of the estimate comes from the former and the residual from windows.
 
     Raises:
         ValueError: If the trajectory is shorter than a window, or the stride leaves frames out.
     """
+
+    index: Tensor
+    owner: Tensor
+    offset: Tensor
 
     def __init__(
         self,
@@ -60,7 +64,10 @@ class TrajectoryDenoiser(Denoiser):
             raise ValueError(f"batch must be at least 1, got {batch}")
         self.window, self.frames, self.length, self.stride = window, frames, length, stride
         self.batch = batch
-        self.long, self.short = covariance or (None, None)
+        self.long: Covariance | None = None
+        self.short: Covariance | None = None
+        if covariance is not None:
+            self.long, self.short = covariance
         self.starts = window_starts(length, frames, stride)
         owners = window_owners(length, frames, self.starts)
         index = torch.tensor(self.starts)[:, None] + torch.arange(frames)
@@ -73,28 +80,31 @@ class TrajectoryDenoiser(Denoiser):
         if x.shape[1] != self.length:
             raise ValueError(f"expected trajectories of {self.length} frames, got {x.shape[1]}")
         if self.long is None:
-            return self._compose(x, s, self.window.denoise)
+            return self._compose(x, s)
 
-        short = self.short
-        assert short is not None
+        return self.long.wiener(x, s) + self._compose(x, s)
 
-        def residual(w: Tensor, level: Tensor | float) -> Tensor:
-            return self.window.denoise(w, level) - short.wiener(w, level)
+    def _evaluate(self, windows: Tensor, s: Tensor | float) -> Tensor:
+        """What windows `(B, W, channel, *space)` contribute: all, or all but the linear part."""
 
-        return self.long.wiener(x, s) + self._compose(x, s, residual)
+        mean = self.window.denoise(windows, s)
 
-    def _compose(self, x: Tensor, s: Tensor | float, denoise) -> Tensor:  # type: ignore[no-untyped-def]
+        return mean if self.short is None else mean - self.short.wiener(windows, s)
+
+    def _compose(self, x: Tensor, s: Tensor | float) -> Tensor:
+        """Evaluates the windows of `x`, `(B, L, channel, *space)`, and joins their middles."""
+
         count = len(self.starts)
         windows = x[:, self.index].flatten(0, 1)
         if torch.is_tensor(s) and s.ndim:
             s = s.repeat_interleave(count)
         if self.batch is None or len(windows) <= self.batch:
-            out = denoise(windows, s)
+            out = self._evaluate(windows, s)
         else:
             levels = s.split(self.batch) if torch.is_tensor(s) and s.ndim else None
             out = torch.cat(
                 [
-                    denoise(part, s if levels is None else levels[i])
+                    self._evaluate(part, s if levels is None else levels[i])
                     for i, part in enumerate(windows.split(self.batch))
                 ]
             )
@@ -113,7 +123,7 @@ def window_starts(length: int, frames: int, stride: int) -> list[int]:
 
 
 def window_owners(length: int, frames: int, starts: list[int]) -> list[int]:
-    """For each frame, the index of the window in which it is most central (the earlier in a tie)."""
+    """For each frame, the index of the window in which it is most central (the first of a tie)."""
 
     owners = []
     for frame in range(length):

@@ -7,9 +7,9 @@ Wiener filter of the climatology. For fields the network learns the rest,
     \\frac{W(x, s)}{p(s)}, \\frac{x - W(x, s)}{s}, \\log s \\right),
 
 with the Wiener estimate W, its power p(s)², and its mean squared error r(s)². For vectors the same
-is written in the eigenbasis of Σ, whitened on both sides. The scalar preconditioning of Karras et al.
-is there to be compared with. Outside the range of noise levels that a network was trained on, the
-Wiener filter stands alone.
+is written in the eigenbasis of Σ, whitened on both sides. The scalar preconditioning of Karras et
+al. is there to be compared with. Outside the range of noise levels that a network was trained on,
+the Wiener filter stands alone.
 
 References:
     | Karras et al. (2022), Elucidating the design space of diffusion-based generative models,
@@ -57,6 +57,10 @@ class WindowDenoiser(Denoiser):
         ValueError: If an argument does not fit the climatology's layout.
     """
 
+    mean: Tensor
+    scale: Tensor
+    static: Tensor
+
     def __init__(
         self,
         climatology: Climatology,
@@ -80,12 +84,14 @@ class WindowDenoiser(Denoiser):
             raise ValueError(f"noise_range must be increasing and positive, got {noise_range}")
         plane = len(layout.dims) == 2 and all(layout.periodic) and layout.shape[0] == 2
         if (advection or incompressible) and not (plane and layout.shape[1] == layout.shape[2]):
+            grid = dict(zip(layout.dims, layout.shape[1:], strict=True))
             raise ValueError(
-                f"advection and incompressible need two velocities on a doubly periodic square, got "
-                f"variables {layout.variables} on {dict(zip(layout.dims, layout.shape[1:], strict=True))}"
+                f"advection and incompressible need two velocities on a doubly periodic square, "
+                f"got variables {layout.variables} on {grid}"
             )
         self.layout, self.window = layout, window
-        self.preconditioning, self.noise_range = preconditioning, tuple(noise_range)
+        self.preconditioning = preconditioning
+        self.noise_range = (noise_range[0], noise_range[1])
         self.advection, self.incompressible = advection, incompressible
         self.covariance: Covariance = climatology.covariance(window)
         self.register_buffer("mean", climatology.mean, persistent=False)
@@ -181,10 +187,10 @@ class WindowDenoiser(Denoiser):
         return x / total.square() + broadcast(s, x) / total * out.reshape(x.shape)
 
     def _curl(self, psi: Tensor) -> Tensor:
-        """Velocities of unit-slope streamfunctions, `(B, window, y, x)` to `(B, window, 2, y, x)`."""
+        """Velocities `(B, window, 2, y, x)` of unit-slope streamfunctions `(B, window, y, x)`."""
 
-        size = psi.shape[-2:]
-        ky, kx = derivative_wavenumbers(tuple(size), dtype=psi.dtype, device=psi.device)
+        size = (psi.shape[-2], psi.shape[-1])
+        ky, kx = derivative_wavenumbers(size, dtype=psi.dtype, device=psi.device)
         h = torch.fft.rfft2(psi) / (ky.square() + kx.square()).sqrt().clamp(min=1)
 
         return math.sqrt(2) * torch.fft.irfft2(
@@ -192,7 +198,7 @@ class WindowDenoiser(Denoiser):
         )
 
     def _advection(self, w: Tensor, r: Tensor) -> list[Tensor]:
-        """The change by advection within one dt, and what the trapezoidal rule leaves of increments."""
+        """The change by advection within one dt, and the residual of the trapezoidal rule."""
 
         u = w * self.scale + self.mean
         q = advection(u, self.period) * self.layout.dt / self.scale
@@ -220,7 +226,7 @@ def advection(velocity: Tensor, period: float) -> Tensor:
     It is the velocity whose vorticity is `−u · ∇ω`; products are not dealiased.
     """
 
-    size = tuple(velocity.shape[-2:])
+    size = (velocity.shape[-2], velocity.shape[-1])
     ky, kx = derivative_wavenumbers(size, period, velocity.dtype, velocity.device)
     k2 = ky.square() + kx.square()
     inverse = torch.where(k2 > 0, 1 / k2.clamp(min=1e-12), torch.zeros_like(k2))

@@ -119,7 +119,7 @@ def test_extension_of_a_singular_covariance_is_semi_definite() -> None:
 
 
 def test_extension_of_an_estimate_stays_stationary() -> None:
-    """A smooth chaotic signal, whose window covariance is ill-conditioned and not quite Toeplitz."""
+    """A smooth chaotic signal: its window covariance is ill-conditioned and not quite Toeplitz."""
 
     from dynamics import Lorenz63
 

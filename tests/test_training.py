@@ -257,7 +257,7 @@ def test_errors(store: Path, tmp_path: Path, options: dict, error: type, message
 
 def test_missing_data_gpu_and_checkpoint(store: Path, tmp_path: Path) -> None:
     options = TrainingOptions(**OPTIONS)
-    with pytest.raises(FileNotFoundError, match="there is no dataset"):
+    with pytest.raises(FileNotFoundError, match="no dataset at"):
         train(tmp_path / "nothing.zarr", tmp_path / "prior", options)
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         train(store, tmp_path / "prior", options, resume=True)

@@ -49,8 +49,7 @@ class GatedNet(nn.Module):
             ]
         )
         self.last = Convolution(width, channels_out, periodic)
-        nn.init.zeros_(self.last.conv.weight)
-        nn.init.zeros_(self.last.conv.bias)
+        self.last.clear()
 
     def forward(self, x: Tensor, log_s: Tensor) -> Tensor:
         """Maps `(B, channels_in, *space)` and `(B)` to `(B, channels_out, *space)`."""
@@ -66,6 +65,11 @@ class GatedNet(nn.Module):
 
 
 class GatedBlock(nn.Module):
+    """A residual block, `(B, width, *space)` to the same: `x + gain · W₂ ∗ (a b + silu(a))`.
+
+    The noise level scales and shifts its input and scales its output.
+    """
+
     def __init__(
         self, width: int, periodic: tuple[bool, ...], embedding: int, dilation: int
     ) -> None:

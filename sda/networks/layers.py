@@ -70,6 +70,12 @@ class Convolution(nn.Module):
             channels_in, channels_out, kernel, stride=stride, dilation=dilation
         )
 
+    def clear(self) -> None:
+        """Sets weights and biases to zero: the layer starts as the zero function."""
+
+        for parameter in self.conv.parameters():
+            nn.init.zeros_(parameter)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(pad(x, self.padding, self.periodic))
 

@@ -52,6 +52,11 @@ class ResidualMLP(nn.Module):
 
 
 class Block(nn.Module):
+    """A residual block, `(B, width)` to the same: `x + W₂ (a silu(b))`, `(a, b) = W₁ x̂ + W₃ e(s)`.
+
+    It normalises its input to x̂; e(s) is the embedding of the noise level.
+    """
+
     def __init__(self, width: int, hidden: int, embedding: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)

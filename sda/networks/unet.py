@@ -48,13 +48,13 @@ class UNet(nn.Module):
         self.first = Convolution(channels_in, widths[0], periodic)
         self.down = nn.ModuleList(
             [
-                nn.ModuleList([ResidualBlock(width, periodic, embedding) for _ in range(depth)])
+                Stage([ResidualBlock(width, periodic, embedding) for _ in range(depth)])
                 for width, depth in zip(widths, depths, strict=True)
             ]
         )
         self.up = nn.ModuleList(
             [
-                nn.ModuleList([ResidualBlock(width, periodic, embedding) for _ in range(depth)])
+                Stage([ResidualBlock(width, periodic, embedding) for _ in range(depth)])
                 for width, depth in zip(widths[:-1], depths[:-1], strict=True)
             ]
         )
@@ -63,8 +63,7 @@ class UNet(nn.Module):
         self.upscale = nn.ModuleList([Convolution(b, a, periodic) for a, b in pairs])
         self.merge = nn.ModuleList([Convolution(2 * a, a, periodic, kernel=1) for a, _ in pairs])
         self.last = Convolution(widths[0], channels_out, periodic)
-        nn.init.zeros_(self.last.conv.weight)
-        nn.init.zeros_(self.last.conv.bias)
+        self.last.clear()
 
     def forward(self, x: Tensor, log_s: Tensor) -> Tensor:
         """Maps `(B, channels_in, *space)` and `(B)` to `(B, channels_out, *space)`."""
@@ -78,22 +77,34 @@ class UNet(nn.Module):
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         x, skips = self.first(x), []
-        for i, blocks in enumerate(self.down):
-            for block in blocks:
-                x = block(x, level)
+        for i, stage in enumerate(self.down):
+            x = stage(x, level)
             if i < len(self.downscale):
                 skips.append(x)
                 x = self.downscale[i](x)
         for i in reversed(range(len(self.up))):
             x = self.upscale[i](F.interpolate(x, scale_factor=2, mode="nearest"))
-            x = self.merge[i](torch.cat((x, skips[i]), dim=1))
-            for block in self.up[i]:
-                x = block(x, level)
+            x = self.up[i](self.merge[i](torch.cat((x, skips[i]), dim=1)), level)
 
         return self.last(x)
 
 
+class Stage(nn.ModuleList):
+    """Blocks of one resolution, one after the other."""
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, level)
+
+        return x
+
+
 class ResidualBlock(nn.Module):
+    """A residual block, `(B, width, *space)` to the same: two convolutions around a SiLU.
+
+    The noise level scales and shifts its input and scales its output.
+    """
+
     def __init__(self, width: int, periodic: tuple[bool, ...], embedding: int) -> None:
         super().__init__()
         self.first = Convolution(width, width, periodic)
