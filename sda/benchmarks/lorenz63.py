@@ -82,7 +82,11 @@ METHODS = {
     "flow-dependent + Langevin": Method(FLOW, "vectors"),
     "flow-dependent + Langevin + polish": Method(FLOW, "vectors", polish=(6, 3)),
     "the same, longer polish": Method(FLOW, "vectors", polish=(8, 4)),
+    # Moment matching per member: slower, and the one that keeps the modes of "wings".
+    "mmps": Method({"name": "mmps"}),
+    "mmps + Langevin": Method({"name": "mmps"}, "vectors"),
     "sda γ=0.03": Method({"name": "sda", "gamma": 0.03}),
+    "sda γ=0.03 + Langevin": Method({"name": "sda", "gamma": 0.03}, "vectors"),
     # The published setting: 256 steps, one Langevin correction with τ = 0.25 each, window 5.
     "sda γ=0.03, 256 × (1 + 1)": Method(
         {"name": "sda", "gamma": 0.03},
@@ -298,7 +302,7 @@ def sample(
         guided, (length, *prior.layout.shape), seed, members, langevin=langevin, **method.sampler
     )
 
-    return climatology.denormalise(x), guided.evaluations, guided.vjps
+    return climatology.denormalise(x), guided.evaluations / members, guided.vjps / members
 
 
 def run(
