@@ -19,7 +19,8 @@ from torch import Tensor
 
 import dynamics
 from dynamics.finite_volume import FiniteVolumeKolmogorov
-from dynamics.simulate import Store, simulate
+from dynamics.simulate import simulate
+from dynamics.simulation_store import Store
 from dynamics.system import System
 
 SYSTEMS: dict[str, System] = {
