@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,6 +75,10 @@ class FiniteVolumeKolmogorov(System):
         laplacian[0, 0] = 1  # the pressure has no mean
         self._inverse_laplacian = 1 / laplacian
         self._inverse_laplacian[0, 0] = 0
+
+    def static(self) -> dict[str, np.ndarray]:
+        """The force, see `KolmogorovFlow.static`."""
+        return self.spectral.static()
 
     def substeps(self, z: Tensor) -> Tensor:
         """The number of inner steps per `dt` that each member's maximal speed asks for."""

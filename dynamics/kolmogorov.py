@@ -116,6 +116,15 @@ class KolmogorovFlow(System):
             "speed": self.speed,
         }
 
+    def static(self) -> dict[str, np.ndarray]:
+        """The force `A sin(k_f y)` along x, averaged over the cells, `(y, x)`."""
+
+        half = self.wavenumber * np.pi / self.size
+        force = self.forcing * np.sin(self.wavenumber * self.layout.coords["y"])
+        averages = force * np.sin(half) / half
+
+        return {"forcing": np.tile(averages[:, None], (1, self.size)).astype(np.float32)}
+
     def operators(self, dtype: torch.dtype, device: torch.device) -> "SpectralOperators":
         """The wavenumber tables in a real precision and on a device, made once."""
 

@@ -20,7 +20,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from .layout import Layout
+from .layout import RESERVED, Layout
 from .random import normal
 from .simulation_store import CHUNK_VALUES, Memory, Position, Sink, Store
 from .system import System
@@ -53,7 +53,8 @@ def simulate(
     Member `m` starts from `system.initial` with its own generator; the first state is stored after
     `spinup` steps, and then every `stride`-th. With `out` the trajectories are streamed to a Zarr
     store (format 3), which can be opened at any time: states not yet written are NaN, and the
-    attribute `simulation` says `"complete"` at the end. A chunk holds whole fields of up to
+    attribute `simulation` says `"complete"` at the end. The system's constant fields, see
+    `System.static`, are coordinates of the dataset. A chunk holds whole fields of up to
     `time_block` states of one member (of several, where fields are small); a shard, which is one
     file, holds one block.
 
@@ -78,24 +79,26 @@ def simulate(
         The dataset, with dimensions `(member, time, *space)`; lazy (dask) if `out` is given.
 
     Raises:
-        ValueError: If an argument is out of range, or a run is resumed with other arguments.
+        ValueError: If an argument is out of range, the device is not there, or a run is resumed
+            with other arguments.
         FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given.
         FloatingPointError: If a member diverges. What was written before stays.
     """
 
+    device = compute_device(device)
     run = Run.plan(system, members, length, spinup, seed, stride, member_block, time_block, dtype)
     if out is None:
         if overwrite or resume:
             raise ValueError("overwrite and resume need a store: give its path as out")
         memory = Memory(run)
-        march(system, run, memory, torch.device(device), progress)
+        march(system, run, memory, device, progress)
         return memory.dataset()
 
     store = Store(Path(out), run)
     if overwrite and resume:
         raise ValueError("overwrite and resume exclude each other, got both")
     if store.open(overwrite, resume, fixed_blocks=(member_block, time_block)):
-        march(system, store.run, store, torch.device(device), progress)
+        march(system, store.run, store, device, progress)
         store.finish()
 
     return xr.open_zarr(store.path)[list(store.run.layout.variables)]
@@ -108,6 +111,7 @@ class Run:
     system: str
     config: Mapping[str, Any]
     layout: Layout
+    static: Mapping[str, np.ndarray]
     members: int
     length: int
     spinup: int
@@ -165,6 +169,7 @@ class Run:
             system=type(system).__name__,
             config=system.config(),
             layout=replace(system.layout, dt=system.layout.dt * stride),
+            static=static_fields(system),
             members=int(members),
             length=int(length),
             spinup=int(spinup),
@@ -350,6 +355,44 @@ class Block:
                 f"member {member} is not finite at step {step} (time {step * dt:g} from its start, "
                 f"spin-up included): {self.run.system} has diverged, try a smaller step"
             )
+
+
+def static_fields(system: System) -> dict[str, np.ndarray]:
+    """The constant fields of a system, checked against its layout.
+
+    Raises:
+        ValueError: If a name is taken, or a field is not on the grid of the state.
+    """
+
+    layout = system.layout
+    fields = system.static()
+    for name, field in fields.items():
+        if name in (*RESERVED, *layout.variables, *layout.dims):
+            raise ValueError(f"static field {name!r} has the name of a variable or dimension")
+        if field.shape != layout.shape[1:]:
+            raise ValueError(
+                f"static field {name!r} must have the shape {layout.shape[1:]} of the grid, got "
+                f"{field.shape}"
+            )
+
+    return fields
+
+
+def compute_device(device: torch.device | str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ValueError: If there is no such device on this machine.
+    """
+
+    try:
+        device = torch.device(device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"device {str(device)!r} is not available: {reason}") from error
+
+    return device
 
 
 def versions() -> dict[str, str]:

@@ -69,7 +69,10 @@ class Memory:
 
         attrs = {**self.run.attrs(), MARK: "complete"}
 
-        return self.run.layout.to_dataset(self.states, attrs=attrs)
+        layout = self.run.layout
+        dataset = layout.to_dataset(self.states, attrs=attrs)
+
+        return dataset.assign_coords({k: (layout.dims, v) for k, v in self.run.static.items()})
 
 
 class Store:
@@ -114,6 +117,7 @@ class Store:
                     f"missing: pass overwrite=True to start again"
                 )
             self.arrays = {name: root[name] for name in self.run.layout.variables}
+            self._write_static(root)
             return True
 
         shutil.rmtree(self.path, ignore_errors=True)
@@ -157,10 +161,28 @@ class Store:
                 dimension_names=["member", "time", *layout.dims],
                 attributes=dict(layout.attributes(name)),
             )
+        self.arrays = {name: root[name] for name in layout.variables}
+        self._write_static(root)
         consolidate(draft)
         draft.rename(self.path)
         root = zarr.open_group(self.path, mode="r+")
         self.arrays = {name: root[name] for name in layout.variables}
+
+    def _write_static(self, root: Any) -> None:
+        """Writes the constant fields that the store lacks, as CF auxiliary coordinates."""
+
+        layout, static = self.run.layout, self.run.static
+        for name, field in static.items():
+            if name not in root:
+                root.create_array(
+                    name,
+                    data=np.ascontiguousarray(field),
+                    dimension_names=list(layout.dims),
+                    attributes=layout.attributes(name),
+                )
+        if static:
+            for array in self.arrays.values():
+                array.attrs["coordinates"] = " ".join(static)
 
     def _match(
         self, stored: dict[str, Any], fixed_blocks: tuple[int | None, int | None], complete: bool

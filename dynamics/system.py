@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -129,6 +130,13 @@ class System(abc.ABC):
             f"{type(self).__name__} has no known transition density: use a stochastic system such "
             f"as LinearGaussian or Lorenz63(noise=True)"
         )
+
+    def static(self) -> dict[str, np.ndarray]:
+        """Constant fields that the dynamics depend on, each on the grid of the state, `(*space)`.
+
+        A simulation stores them beside the trajectories, as coordinates.
+        """
+        return {}
 
     def config(self) -> dict[str, Any]:
         """The arguments that make this system again, as plain JSON types."""

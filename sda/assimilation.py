@@ -25,8 +25,10 @@ import numpy as np
 import torch
 import xarray as xr
 
+from dynamics.simulate import compute_device
+
 from .denoiser import Denoiser, GaussianDenoiser
-from .store import PosteriorMemory, PosteriorWriter, check_target, first_line
+from .store import PosteriorMemory, PosteriorWriter, check_target
 
 if TYPE_CHECKING:
     from .langevin import Langevin
@@ -343,21 +345,6 @@ def precision(dtype: torch.dtype | str) -> torch.dtype:
         if dtype in (name, each):
             return each
     raise ValueError(f"dtype must be float32 or float64, got {dtype}")
-
-
-def compute_device(device: str | torch.device) -> torch.device:
-    """The device of a name.
-
-    Raises:
-        ValueError: If there is no such device on this machine.
-    """
-
-    try:
-        device = torch.device(device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} is not available: {first_line(error)}") from error
-    return device
 
 
 def provenance(settings: Mapping[str, Any], prior: "Prior") -> dict[str, Any]:

@@ -31,10 +31,8 @@ def simulate(config: Config) -> int:
     sda simulate system=lorenz63 members=1024 length=1024 spinup=1024 out=truth.zarr
     """
 
-    from .assimilation import compute_device
     from .config import build_system
 
-    compute_device(config["device"])
     names = ("stride", "dtype", "device", "overwrite", "resume", "progress")
     dataset = build_system(config["system"]).simulate(
         config["members"],

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file
 
-from dynamics import Lorenz96
+from dynamics import KolmogorovFlow, Lorenz96
 from sda.climatology import Climatology
 from sda.data import Batches, NoiseLevels, Windows
 from sda.optimiser import Muon, orthogonalise, split_parameters
@@ -228,6 +228,19 @@ def test_training_twice_gives_the_same_weights(store: Path, tmp_path: Path) -> N
         train(store, tmp_path / name, options, device="cpu", progress=False)
     first, second = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_network_sees_the_constant_fields_of_a_store(tmp_path: Path) -> None:
+    flow = KolmogorovFlow(size=16, resolution=32)
+    flow.simulate(3, 6, out=tmp_path / "flow.zarr")
+    options = TrainingOptions(**{**OPTIONS, "steps": 2, "static": ["forcing"]})
+    train(tmp_path / "flow.zarr", tmp_path / "prior", options, device="cpu", progress=False)
+
+    expected = torch.from_numpy(flow.static()["forcing"])
+    expected = expected / expected.square().mean().sqrt()
+    found = weights(tmp_path / "prior")["static"]
+    torch.testing.assert_close(found, expected[None])
+    assert Prior.load(tmp_path / "prior").layout.variables == ("u", "v")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from dynamics.finite_volume import FiniteVolumeKolmogorov
 from dynamics.simulate import simulate
 from dynamics.simulation_store import Store
 from dynamics.system import System
+from sda.store import open_dataset
 
 SYSTEMS: dict[str, System] = {
     "linear": dynamics.LinearGaussian.damped_spring(),
@@ -120,6 +121,37 @@ def test_a_store_is_self_describing(tmp_path: Path) -> None:
     layout = dynamics.Layout.from_dataset(xr.open_zarr(tmp_path / "new" / "k.zarr"))
     assert layout.variables == ("u", "v") and layout.period == system.layout.period
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["k.zarr"]
+
+
+def test_constant_fields_are_coordinates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = dynamics.KolmogorovFlow(size=16, resolution=32, forcing=2.0, wavenumber=3)
+    # The averages over the cells of the force, by quadrature.
+    fine = (np.arange(16 * 64) + 0.5) * 2 * np.pi / (16 * 64)
+    force = 2 * np.sin(3 * fine).reshape(16, 64).mean(1)
+    memory, stored = flow.simulate(2, 4), flow.simulate(2, 4, out=tmp_path / "a.zarr")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        flow.simulate(2, 4, out=tmp_path / "b.zarr", time_block=2)
+    resumed = flow.simulate(2, 4, out=tmp_path / "b.zarr", resume=True)
+    reopened = open_dataset(tmp_path / "a.zarr")
+    for dataset in (memory, stored, resumed, reopened):
+        assert list(dataset.data_vars) == ["u", "v"]
+        assert dataset.forcing.dims == ("y", "x") and dataset.forcing.dtype == np.float32
+        np.testing.assert_allclose(dataset.forcing, np.tile(force[:, None], (1, 16)), atol=1e-4)
+        layout = dynamics.Layout.from_dataset(dataset)
+        assert layout.variables == ("u", "v") and layout.dims == ("y", "x")
+    assert not dynamics.Lorenz63().static()
+
+
+def test_constant_fields_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = dynamics.KolmogorovFlow(size=16, resolution=32)
+    for fields, words in (
+        ({"u": np.zeros((16, 16))}, "'u' has the name of a variable"),
+        ({"height": np.zeros(16)}, r"'height' must have the shape \(16, 16\)"),
+    ):
+        monkeypatch.setattr(flow, "static", lambda fields=fields: fields)
+        with pytest.raises(ValueError, match=words):
+            flow.simulate(1, 2)
 
 
 def test_one_file_per_block_and_one_chunk_per_window(tmp_path: Path) -> None:
@@ -314,12 +346,17 @@ def test_a_member_that_diverges_in_the_spinup_is_named() -> None:
         ({"member_block": 0}, "member_block must be at least 1, got 0"),
         ({"dtype": torch.float16}, "dtype must be one of .* got torch.float16"),
         ({"resume": True}, "need a store"),
+        ({"device": "abacus", "out": "a.zarr"}, "device 'abacus' is not available"),
         ({"out": "a.zarr", "resume": True, "overwrite": True}, "exclude each other"),
     ],
 )
-def test_arguments_out_of_range_are_named(options: dict[str, Any], words: str) -> None:
+def test_arguments_out_of_range_are_named(
+    options: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=words):
         simulate(dynamics.Lorenz63(), **{"members": 2, "length": 3, **options})
+    assert not Path("a.zarr").exists() and not Path("a.zarr.partial").exists()
     with pytest.raises(TypeError, match="members must be an integer, got 2.5"):
         simulate(dynamics.Lorenz63(), 2.5, 3)  # type: ignore[arg-type]
 
