@@ -1,7 +1,7 @@
 """Prints the table of methods on Kolmogorov flow, see `sda.benchmarks.kolmogorov`.
 
-    python scripts/bench_kolmogorov.py                       # all cases, some 20 minutes on one core
-    python scripts/bench_kolmogorov.py --cases blocks        # the target case, 2 minutes
+python scripts/bench_kolmogorov.py                      # all cases, 20 minutes on one core
+python scripts/bench_kolmogorov.py --cases blocks        # the target case, 2 minutes
 """
 
 import argparse

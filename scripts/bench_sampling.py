@@ -1,34 +1,54 @@
-"""Prints what sampling costs: ours against the published setting, on Lorenz-63, in one run.
+"""Prints what a member costs beside the published method, see `sda.benchmarks.sampling`.
 
-The published setting needs a prior with a window of 5:
-sh scripts/train_lorenz63.sh training.window=5 out=runs/lorenz63_5 name=lorenz63_5
+python scripts/bench_sampling.py                  # 5 minutes on one core
+python scripts/bench_sampling.py --full           # all 256 steps, hence the published quality too
 """
 
 import argparse
+import sys
+
+import torch
 
 from sda import Prior
-from sda.benchmarks.lorenz63 import METHODS, run
+from sda.benchmarks.kolmogorov import write_csv
+from sda.benchmarks.sampling import Row, kolmogorov, lorenz63, table
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--case", default="lo")
-parser.add_argument("--prior", default="lorenz63")
-parser.add_argument("--prior5", default="runs/lorenz63_5")
-parser.add_argument("--members", type=int, default=64)
-options = parser.parse_args()
 
-published = next(name for name, method in METHODS.items() if method.window5)
-rows = run(
-    options.case,
-    Prior.load(options.prior),
-    ["flow-dependent + Langevin", published],
-    Prior.load(options.prior5),
-    sets=1,
-    members=options.members,
-)
-print("| method | W1 / floor | seconds per member | evaluations | VJPs |\n|---|---|---|---|---|")
-for row in rows:
+def show(row: Row) -> None:
     print(
-        f"| {row.method} | {row.ratio:.2f} | {row.seconds / options.members:.4f} | "
-        f"{row.evaluations:.1f} | {row.vjps:.1f} |"
+        f"{row.case:26s} {row.method:36s} {row.seconds:.4g} s per member of {row.members}",
+        file=sys.stderr,
+        flush=True,
     )
-print(f"ratio of seconds: {rows[1].seconds / rows[0].seconds:.0f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    systems = ("kolmogorov", "lorenz63")
+    parser.add_argument("--systems", nargs="+", default=systems, choices=systems)
+    parser.add_argument("--prior", default="kolmogorov", help="of the flow, a name or a folder")
+    parser.add_argument("--prior63", default="lorenz63", help="of Lorenz-63, the same")
+    parser.add_argument("--members", type=int, default=16, help="of the flow")
+    parser.add_argument("--members63", type=int, default=256, help="of Lorenz-63")
+    parser.add_argument("--few", type=int, default=2, help="of the published method on the flow")
+    parser.add_argument("--length", type=int, default=16, help="states of the flow")
+    parser.add_argument("--full", action="store_true", help="take all published steps")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", help="a CSV file")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    common = {"full": options.full, "report": show}
+    rows: list[Row] = []
+    if "lorenz63" in options.systems:
+        for case in ("lo", "hi"):
+            prior = Prior.load(options.prior63)
+            rows += lorenz63(prior, case, options.members63, **common)
+    if "kolmogorov" in options.systems:
+        prior = Prior.load(options.prior)
+        rows += kolmogorov(prior, options.members, options.length, few=options.few, **common)
+    print(table(rows))
+    if options.out:
+        write_csv(rows, options.out)
