@@ -259,7 +259,7 @@ def metric_factor(density: TrajectoryDensity, trajectories: Tensor) -> Tensor:
         trajectories: The trajectories at which the precision is averaged, `(number, time, *state)`.
     """
 
-    precision = sum(density.precision(x) for x in trajectories) / len(trajectories)
+    precision = torch.stack([density.precision(x) for x in trajectories]).mean(0)
     cholesky = torch.linalg.cholesky(precision)
     eye = torch.eye(len(precision), dtype=precision.dtype)
 
@@ -337,7 +337,8 @@ def hmc(
 
     for k in range(proposals):
         noise = normal(seed, members, (x.shape[1] + 2,), 201, stream, k, dtype=x.dtype)
-        momentum, jitter, uniform = noise[:, :-2], *torch.special.ndtr(noise[:, -2:]).unbind(1)
+        momentum = noise[:, :-2]
+        jitter, uniform = torch.special.ndtr(noise[:, -2:]).unbind(1)
         epsilon = (step * (0.8 + 0.4 * jitter))[:, None]
         kinetic = 0.5 * momentum.square().sum(1)
         y, log_q, g_y = x, log_p, g

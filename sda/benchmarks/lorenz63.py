@@ -13,6 +13,7 @@ References:
     Rozet, Louppe (2023), Score-based data assimilation, https://arxiv.org/abs/2306.10574
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,6 +126,15 @@ def twin(case: str, index: int) -> tuple[xr.Dataset, Any]:
     return truth, observe(truth, operator, std=setting.std, seed=SEED + index)
 
 
+@functools.lru_cache(maxsize=2)
+def stationary_pool(particles: int, seed: int) -> Tensor:
+    """States of the attractor, the same for all observation sets."""
+
+    from ..classical import stationary_states
+
+    return stationary_states(system(), particles, seed=seed)
+
+
 @dataclass
 class Oracle:
     """Exact draws, and what two finite ensembles of exact draws differ by.
@@ -162,7 +172,7 @@ def oracle(
         particles: The number of particles of each run.
     """
 
-    from ..classical import ParticleSmoother, stationary_states
+    from ..classical import ParticleSmoother
 
     path = Path(folder) / f"lorenz63_{case}_{index}_{particles}.safetensors"
     if not path.exists():
@@ -170,8 +180,9 @@ def oracle(
         likelihood = observations.likelihood(system().layout, truth["time"].values)
         runs = []
         for seed in (0, 1):
-            pool = stationary_states(system(), particles, seed=SEED + seed)
-            smoother = ParticleSmoother(system(), REFERENCE, particles, initial=pool)
+            smoother = ParticleSmoother(
+                system(), REFERENCE, particles, initial=stationary_pool(particles, SEED + seed)
+            )
             runs.append(smoother.sample(likelihood, seed=2 * index + seed))
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(
@@ -293,11 +304,11 @@ def sample(
         climatology.covariance(length),
         **options,
     )
-    langevin = method.langevin
-    if langevin == "vectors":
+    langevin = None
+    if method.langevin == "vectors":
         langevin = Langevin.for_vectors()
-    elif isinstance(langevin, Mapping):
-        langevin = Langevin(**langevin)
+    elif isinstance(method.langevin, Mapping):
+        langevin = Langevin(**method.langevin)
     x = draw(
         guided, (length, *prior.layout.shape), seed, members, langevin=langevin, **method.sampler
     )
@@ -379,6 +390,7 @@ def run(
                     system(), likelihood, x, states, proposals, leapfrog, seed=seed + index
                 )
                 seconds += time.perf_counter() - start
+                assert isinstance(polished.samples, Tensor)
                 x, gradients = polished.samples, polished.gradients
             row = score(case, index, name, x, exact, floor)
             row.seconds, row.gradients = seconds, gradients

@@ -214,6 +214,7 @@ def run(
                 polished = polish_samples(
                     system(), observations, x, first, *polish, seed=index
                 ).samples
+                assert isinstance(polished, Tensor)
                 seconds += time.perf_counter() - start
                 rows.append(score(index, f"{label}, {name} + polish", polished, exact, seconds))
 

@@ -119,7 +119,7 @@ def frame_likelihoods(likelihood: Any) -> dict[int, Callable[[Tensor], Tensor]]:
     y, std = likelihood.y, likelihood.std.expand_as(likelihood.y)
     # The frames that an observation depends on are those where its gradient is not zero; two random
     # trajectories, so that a gradient which happens to vanish at one does not hide a frame.
-    rows = 0
+    rows = torch.zeros((m, shape[0]), dtype=y.dtype)
     for key in range(2 if not likelihood.linear else 1):
         at = torch.randn((1, *shape), generator=torch_generator(0, 7, key)).to(y.dtype)
         _, _, vjp = likelihood.linearise(at.expand(m, *shape))

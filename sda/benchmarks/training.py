@@ -1,0 +1,327 @@
+"""What surrounds the network: in a step of sampling, in a step of training, and in its inputs.
+
+All times are processor times with one thread, the best of several rounds in which the parts take
+turns, so that other work on the machine disturbs them little.
+"""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from dynamics.layout import Layout
+
+from ..climatology import Climatology
+from ..data import Batches, NoiseLevels, Windows
+from ..denoiser import broadcast
+from ..optimiser import Muon, split_parameters
+from ..prior import Prior
+from ..training import TrainingOptions, split_members, train
+from ..window import WindowDenoiser
+from .sampling import clock
+
+
+def best(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The shortest time of each piece of work over rounds in which they take turns."""
+
+    times = dict.fromkeys(work, math.inf)
+    for function in work.values():
+        function()
+    for _ in range(rounds):
+        for name, function in work.items():
+            start = clock()
+            function()
+            times[name] = min(times[name], clock() - start)
+
+    return times
+
+
+@dataclass
+class Part:
+    """A part of a guided step, with everything that it contains.
+
+    Attributes:
+        name: What it is.
+        seconds: Its time, that of the parts before it included.
+        share: What is not the network's own, in shares of the part.
+    """
+
+    name: str
+    seconds: float
+    share: float
+
+
+def composition(
+    prior: Prior,
+    observations: Any,
+    times: Any,
+    members: int = 4,
+    s: float = 0.5,
+    rounds: int = 5,
+) -> list[Part]:
+    """The time of a guided step, from the bare network outwards.
+
+    The bare network sees as many windows as the step, its inputs made beforehand.
+
+    Arguments:
+        prior: A prior of fields, with a network.
+        observations: The observations.
+        times: The times of the trajectory.
+        members: The number of members.
+        s: The noise level.
+        rounds: The number of rounds.
+
+    Raises:
+        ValueError: If the prior has no network.
+    """
+
+    from ..guidance import guide
+    from ..langevin import Langevin
+    from ..sampling import MemberNoise
+    from ..trajectory import TrajectoryDenoiser
+
+    length, climatology, window = len(times), prior.climatology, prior.denoiser
+    trajectory = prior.trajectory(length)
+    if window is None or not isinstance(trajectory, TrajectoryDenoiser):
+        raise ValueError("the overhead is that over a network, but the prior is Gaussian")
+    likelihood = observations.likelihood(prior.layout, times)
+    likelihood = likelihood.normalise(climatology.mean, climatology.scale)
+    guided = guide("static", trajectory, likelihood, climatology.covariance(length))
+    langevin = Langevin.for_fields(s_min=s / 2, s_max=2 * s)
+
+    shape = (length, *prior.layout.shape)
+    noise = MemberNoise(0, range(members), 0)
+    x = math.sqrt(1 + s**2) * noise(shape)
+    windows = torch.cat([x[:, i : i + window.window] for i in trajectory.starts])
+    inputs = recorded_inputs(window, windows, s)
+
+    with torch.no_grad():
+        times_of = best(
+            {
+                "network alone": lambda: window.network(*inputs),
+                "window denoiser": lambda: window.denoise(windows, s),
+                "trajectory denoiser": lambda: trajectory.denoise(x, s),
+                "guided step": lambda: guided.analyse(x, s),
+                "guided step + Langevin step": lambda: langevin.correct(guided, x, s, noise),
+            },
+            rounds,
+        )
+    bare = times_of["network alone"]
+    parts = []
+    for name, seconds in times_of.items():
+        network = 2 * bare if "Langevin" in name else bare
+        parts.append(Part(name, seconds, 1 - network / seconds))
+
+    return parts
+
+
+def recorded_inputs(window: WindowDenoiser, x: Tensor, s: float) -> tuple[Any, ...]:
+    """What a window denoiser gives its network for windows `(B, window, channel, *space)`."""
+
+    seen: list[tuple[Any, ...]] = []
+    hook = window.network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    try:
+        with torch.no_grad():
+            window.denoise(x, s)
+    finally:
+        hook.remove()
+    if not seen:
+        raise ValueError(f"the network is not evaluated at the noise level {s:g}: choose another")
+
+    return seen[0]
+
+
+def composition_table(parts: Sequence[Part]) -> str:
+    """A Markdown table."""
+
+    lines = ["| part | ms | not the network |", "|---|---|---|"]
+    lines += [f"| {p.name} | {1e3 * p.seconds:.0f} | {100 * p.share:.1f} % |" for p in parts]
+
+    return "\n".join(lines)
+
+
+@dataclass
+class Throughput:
+    """Training throughput, in windows per second.
+
+    Attributes:
+        bare: Of a bare loop over the network.
+        trained: Of `sda.train`.
+    """
+
+    bare: float
+    trained: float
+
+    def __str__(self) -> str:
+        return (
+            f"| loop | windows / s | of the bare loop's |\n|---|---|---|\n"
+            f"| bare | {self.bare:.2f} | 100 % |\n"
+            f"| sda.train | {self.trained:.2f} | {100 * self.trained / self.bare:.0f} % |"
+        )
+
+
+def throughput(
+    dataset: xr.Dataset, options: TrainingOptions, steps: tuple[int, int], rounds: int = 2
+) -> Throughput:
+    """Compares `sda.train` with a bare loop: the same batches, network and optimiser, no more.
+
+    Each is run with two numbers of steps, and the difference counts: what happens once, as the fit
+    of the climatology and the report at the end, is not the loop's.
+
+    Arguments:
+        dataset: Trajectories.
+        options: The options of training; their steps do not matter.
+        steps: The two numbers of steps.
+        rounds: The number of rounds, of which the best counts.
+
+    Raises:
+        ValueError: If the numbers of steps do not increase.
+    """
+
+    if not 0 < steps[0] < steps[1]:
+        raise ValueError(f"expected two increasing numbers of steps, got {steps}")
+
+    def trained(count: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            train(
+                dataset, Path(folder) / "prior", dataclasses.replace(options, steps=count),
+                device="cpu", checkpoint_every=10**9, progress=False,
+            )  # fmt: skip
+
+    bare = bare_loop(dataset, options)
+    bare(1)
+    trained(1)
+    times = {"bare": math.inf, "trained": math.inf}
+    for _ in range(rounds):
+        for name, loop in (("bare", bare), ("trained", trained)):
+            seconds = []
+            for count in steps:
+                start = clock()
+                loop(count)
+                seconds.append(clock() - start)
+            times[name] = min(times[name], seconds[1] - seconds[0])
+    windows = (steps[1] - steps[0]) * options.batch
+
+    return Throughput(windows / times["bare"], windows / times["trained"])
+
+
+def bare_loop(dataset: xr.Dataset, options: TrainingOptions) -> Callable[[int], None]:
+    """The shortest training loop: batches, denoising error, gradient, clipping, optimiser."""
+
+    layout = Layout.from_dataset(dataset)
+    members, _ = split_members(dataset.sizes["member"], options.held_out)
+    climatology = Climatology.fit(
+        dataset.isel(member=members), options.climatology_window or options.window, layout=layout
+    )
+    denoiser = WindowDenoiser(
+        climatology, options.window, options.network, options.preconditioning,
+        options.levels.tail, None, options.advection, options.incompressible,
+    )  # fmt: skip
+    denoiser.precision = getattr(torch, options.precision)
+    windows = Windows(dataset, layout, options.window, members)
+    batches = Batches(windows, climatology, options.batch, options.seed, levels=options.levels)
+    optimiser = Muon(*split_parameters(denoiser.network), options.rate, options.adam_rate)
+
+    def loop(steps: int) -> None:
+        for index in range(steps):
+            x, noise, s = batches[index]
+            error = denoiser.denoise(x + broadcast(s, x) * noise, s) - x
+            loss = (error.square().flatten(1).mean(1) / denoiser.residual_variance(s)).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(denoiser.network.parameters(), options.clip)
+            optimiser.step()
+
+    return loop
+
+
+def small_dataset(members: int = 8, length: int = 24, size: int = 32) -> xr.Dataset:
+    """Kolmogorov flow in small, at a low resolution: enough to time a loop."""
+
+    from dynamics import KolmogorovFlow
+
+    flow = KolmogorovFlow(size=size, resolution=size)
+
+    return flow.simulate(members, length, spinup=8, seed=0, progress=False)
+
+
+@dataclass
+class Errors:
+    """Held-out denoising errors of two preconditionings at the same training budget.
+
+    Attributes:
+        rows: For each noise level `s`: `gaussian`, `wiener` and `karras`, mean squared errors.
+        parameters: The number of parameters of each network.
+        seconds: The training time of each.
+    """
+
+    rows: list[dict[str, float]]
+    parameters: dict[str, int]
+    seconds: dict[str, float]
+
+
+def preconditioning(
+    dataset: xr.Dataset | str | Path, options: TrainingOptions, **arguments: Any
+) -> Errors:
+    """Trains with Wiener-residual and with plain preconditioning, all else the same.
+
+    Physics channels are made of the Wiener estimate: they are left out of both.
+
+    Arguments:
+        dataset: Trajectories.
+        options: The options of training, whose preconditioning does not matter.
+        arguments: Arguments of `sda.train`, as `symmetries`.
+    """
+
+    rows: dict[float, dict[str, float]] = {}
+    parameters, seconds = {}, {}
+    for name in ("wiener", "karras"):
+        chosen = dataclasses.replace(options, preconditioning=name, advection=False)
+        with tempfile.TemporaryDirectory() as folder:
+            prior = train(dataset, Path(folder) / name, chosen, **arguments)
+        parameters[name], seconds[name] = prior.info["parameters"], prior.info["seconds"]
+        for row in prior.info["denoising_error"]:
+            each = rows.setdefault(row["s"], {"s": row["s"], "gaussian": row["gaussian"]})
+            each[name] = row["network"]
+
+    return Errors(list(rows.values()), parameters, seconds)
+
+
+def preconditioning_table(errors: Errors) -> str:
+    """A Markdown table: mean squared errors, and those of the networks over the Gaussian's."""
+
+    lines = [
+        "| s | Gaussian | Wiener residual | Karras | Wiener residual / Gaussian | Karras / Gaussian "
+        "|",
+        "|---" * 6 + "|",
+    ]
+    for row in errors.rows:
+        gaussian, wiener, karras = row["gaussian"], row["wiener"], row["karras"]
+        lines.append(
+            f"| {row['s']:g} | {gaussian:.3g} | {wiener:.3g} | {karras:.3g} | "
+            f"{wiener / gaussian:.3f} | {karras / gaussian:.3f} |"
+        )
+
+    return "\n".join(lines)
+
+
+def kolmogorov_options(**options: Any) -> TrainingOptions:
+    """Options of training for Kolmogorov flow, as those of the shipped prior if none is given."""
+
+    return TrainingOptions(**{
+        "window": 9,
+        "network": {"name": "gated", "width": 64, "depth": 6, "dilations": [1, 2]},
+        "advection": True,
+        "incompressible": True,
+        "batch": 8,
+        "levels": NoiseLevels(),
+        "precision": "bfloat16",
+        **options,
+    })  # fmt: skip
