@@ -298,8 +298,8 @@ def preconditioning_table(errors: Errors) -> str:
     """A Markdown table: mean squared errors, and those of the networks over the Gaussian's."""
 
     lines = [
-        "| s | Gaussian | Wiener residual | Karras | Wiener residual / Gaussian | Karras / Gaussian "
-        "|",
+        "| s | Gaussian | Wiener residual | Karras | Wiener residual over Gaussian | "
+        "Karras over Gaussian |",
         "|---" * 6 + "|",
     ]
     for row in errors.rows:
