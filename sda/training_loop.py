@@ -120,10 +120,10 @@ class TrainingModule(LightningModule):
 
         content = json.loads((path / "state.json").read_text())
         given, expected = fingerprint(self.options), content["fingerprint"]
-        if different := sorted(key for key in expected if given.get(key) != expected[key]):
+        if different := sorted(key for key in given if expected.get(key) != given[key]):
             raise ValueError(
                 "cannot resume with other options: "
-                + "; ".join(f"{key} was {expected[key]}, is {given.get(key)}" for key in different)
+                + "; ".join(f"{key} was {expected.get(key)}, is {given[key]}" for key in different)
             )
         tag = f"{content['step']:08d}"
         self.denoiser.network.load_state_dict(load_file(path / f"network-{tag}.safetensors"))
@@ -194,7 +194,7 @@ def fingerprint(options: TrainingOptions) -> dict[str, str]:
     """What must agree between a checkpoint and the run that goes on from it."""
 
     content = {key: repr(value) for key, value in vars(options).items()}
-    for free in ("steps", "decay", "held_out", "precision"):
+    for free in ("steps", "decay", "levels", "held_out", "precision"):
         content.pop(free)
 
     return content
