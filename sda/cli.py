@@ -104,14 +104,17 @@ def verify(config: Config) -> int:
     """Scores an ensemble against the truth.
 
     sda verify posterior=posterior.zarr truth=truth.zarr member=0 observations=observations.zarr
+    sda verify posterior=posterior.zarr truth=truth.zarr system=lorenz63
     """
 
+    from .config import build_system
     from .verification import summary
     from .verification import verify as score
 
     posterior, truth, observations = experiment(config)
     out = None if config["out"] is None else fresh(config)
-    scores = score(posterior, truth, observations)
+    system = build_system(config["system"]) if config["choices"]["system"] else None
+    scores = score(posterior, truth, observations, system)
     say(str(summary(scores)))
     if out is not None:
         scores.to_netcdf(out)
@@ -223,7 +226,7 @@ def demo(config: Config) -> int:
         + [file("out", "observations.zarr")],
         ["assimilate", *group("prior"), *method, observations, f"members={config['members']}"]
         + [f"seed={seed + 2}", file("out", "posterior.zarr")],
-        ["verify", posterior, truth, observations, file("out", "scores.nc")],
+        ["verify", posterior, truth, observations, *group("system"), file("out", "scores.nc")],
         *(
             ["plot", posterior, truth, observations, file("out", name)]
             for name in config["pictures"]

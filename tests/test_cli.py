@@ -86,6 +86,7 @@ def test_demo_prints_commands_that_run(twin, capsys):
         "simulate", "observe", "assimilate", "verify", "plot"
     ]  # fmt: skip
     assert "sampler.steps=16" in commands[2] and "Published for this set-up" in printed
+    assert "system=lorenz63" in commands[3] and "consistency" in printed
     assert {p.name for p in out.iterdir()} == {
         "truth.zarr", "observations.zarr", "posterior.zarr", "scores.nc", "posterior.png"
     }  # fmt: skip
