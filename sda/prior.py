@@ -46,6 +46,7 @@ class Prior:
         name: A name for provenance.
         symmetries: The symmetries of the system.
         info: What else is worth knowing (data, training, scores), as plain JSON types.
+        exposure: The share by which noise levels are understated in sampling, see `sda.exposure`.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class Prior:
         name: str = "unnamed",
         symmetries: Sequence[Symmetry] = (),
         info: Mapping[str, Any] | None = None,
+        exposure: float = 0.0,
     ) -> None:
         self.climatology, self.denoiser, self.name = climatology, denoiser, name
         self.symmetries, self.info = tuple(symmetries), dict(info or {})
+        self.exposure = exposure
 
     @property
     def layout(self) -> Layout:
@@ -106,7 +109,9 @@ class Prior:
             raise ValueError("gaussian_part needs a network with Wiener preconditioning")
         pair = (self.covariance(length), self.denoiser.covariance) if whole else None
 
-        return TrajectoryDenoiser(self.denoiser, self.window, length, stride, batch, pair)
+        return TrajectoryDenoiser(
+            self.denoiser, self.window, length, stride, batch, pair, self.exposure
+        )
 
     def to(self, device: torch.device | str) -> "Prior":
         """Moves the prior to a device."""
@@ -119,9 +124,9 @@ class Prior:
 
     @property
     def hash(self) -> str:
-        """A SHA-256 over the climatology and the weights."""
+        """A SHA-256 over the climatology, the weights and the exposure correction."""
 
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr(self.exposure).encode() if self.exposure else b"")
         tensors = self.climatology.tensors() | (
             {} if self.denoiser is None else self.denoiser.network.state_dict()
         )
@@ -157,6 +162,7 @@ class Prior:
             "layout": self.layout.to_json(),
             "climatology": self.climatology.to_json(),
             "symmetries": [symmetry.to_json() for symmetry in self.symmetries],
+            "exposure": self.exposure,
             "denoiser": None,
             "info": self.info,
         }
@@ -221,7 +227,16 @@ class Prior:
         except (KeyError, TypeError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is a damaged prior: {error}") from error
 
-        return cls(climatology, denoiser, content["name"], symmetries, content["info"]).to(device)
+        prior = cls(
+            climatology,
+            denoiser,
+            content["name"],
+            symmetries,
+            content["info"],
+            content.get("exposure", 0.0),
+        )
+
+        return prior.to(device)
 
 
 class GaussianPrior(Prior):
@@ -269,6 +284,8 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
     part = path.with_name(path.name + ".part")
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part)
+    # safetensors makes files that only their owner reads.
+    part.chmod(0o644)
     os.replace(part, path)
 
 

@@ -28,6 +28,7 @@ from dynamics.layout import Layout
 from .climatology import Climatology
 from .data import Batches, NoiseLevels, Windows, open_dataset
 from .denoiser import broadcast
+from .exposure import calibrate
 from .prior import Prior
 from .symmetry import Symmetry
 from .window import WindowDenoiser
@@ -90,6 +91,8 @@ class TrainingOptions:
         held_out: The share of the members, at the end, that are never trained on.
         seed: The seed of weights, windows and noise.
         precision: "float32" or "bfloat16", of the network alone.
+        calibrate: Whether the exposure correction of the prior is calibrated after training, see
+            `sda.exposure`.
     """
 
     window: int
@@ -111,6 +114,7 @@ class TrainingOptions:
     held_out: float = 0.1
     seed: int = 0
     precision: str = "float32"
+    calibrate: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
@@ -265,6 +269,8 @@ def train(
         **(info or {}),
     }
     prior = Prior(climatology, average, name or out.name, symmetries, record)
+    if options.calibrate:
+        prior.exposure = calibrate(prior, seed=options.seed)
     prior.save(out, card=model_card(prior))
 
     return prior
@@ -380,6 +386,8 @@ dt = {prior.layout.dt:g}. Windows of {prior.window} states, any length of trajec
 `{options["network"]}`, {info["parameters"]:,} parameters, preconditioning
 "{options["preconditioning"]}".
 {info["windows_seen"]:,} windows in {info["seconds"]:.0f} s of training, seed {options["seed"]}.
+Exposure correction {prior.exposure:.3f}: the share by which noise levels are understated in
+sampling, so that unconditional samples have the climatology's energy.
 
 ## Held-out denoising error
 E‖D(x + s ε) − x‖² per normalised value, on members that were never trained on.

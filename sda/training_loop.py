@@ -194,7 +194,7 @@ def fingerprint(options: TrainingOptions) -> dict[str, str]:
     """What must agree between a checkpoint and the run that goes on from it."""
 
     content = {key: repr(value) for key, value in vars(options).items()}
-    for free in ("steps", "decay", "levels", "held_out", "precision"):
+    for free in ("steps", "decay", "levels", "held_out", "precision", "calibrate"):
         content.pop(free)
 
     return content

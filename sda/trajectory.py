@@ -32,6 +32,7 @@ class TrajectoryDenoiser(Denoiser):
         batch: The largest number of windows in one evaluation (default: all).
         covariance: The covariance of whole trajectories and of windows; if given, the linear part
             of the estimate comes from the former and the residual from windows.
+        exposure: The share by which the noise level is understated, see `sda.exposure`.
 
     Raises:
         ValueError: If the trajectory is shorter than a window, or the stride leaves frames out.
@@ -49,6 +50,7 @@ class TrajectoryDenoiser(Denoiser):
         stride: int | None = None,
         batch: int | None = None,
         covariance: tuple[Covariance, Covariance] | None = None,
+        exposure: float = 0.0,
     ) -> None:
         super().__init__(window.schedule)
         stride = max(1, frames // 2) if stride is None else stride
@@ -62,6 +64,9 @@ class TrajectoryDenoiser(Denoiser):
             )
         if batch is not None and batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
+        if not 0 <= exposure < 1:
+            raise ValueError(f"exposure must be in [0, 1), got {exposure}")
+        self.exposure = exposure
         self.window, self.frames, self.length, self.stride = window, frames, length, stride
         self.batch = batch
         self.long: Covariance | None = None
@@ -79,6 +84,7 @@ class TrajectoryDenoiser(Denoiser):
     def denoise(self, x: Tensor, s: Tensor | float) -> Tensor:
         if x.shape[1] != self.length:
             raise ValueError(f"expected trajectories of {self.length} frames, got {x.shape[1]}")
+        s = s * (1 - self.exposure)
         if self.long is None:
             return self._compose(x, s)
 

@@ -30,6 +30,7 @@ OPTIONS = {
     "steps": 40,
     "batch": 8,
     "warmup": 5,
+    "calibrate": False,
 }
 LEARNING = {
     "network": {"name": "gated", "width": 16, "depth": 2},
