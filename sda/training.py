@@ -114,7 +114,7 @@ class TrainingOptions:
     held_out: float = 0.1
     seed: int = 0
     precision: str = "float32"
-    calibrate: bool = True
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
