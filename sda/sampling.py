@@ -27,6 +27,8 @@ from .langevin import Langevin
 from .smc import ParticleStep
 
 MAIN, PILOT = 0, 1
+# Of a trajectory at the end and on the way to it, in standard deviations.
+PLAUSIBLE, RECOVERABLE = 30.0, 1e3
 Evaluate = Callable[[Tensor, float], Tensor]
 
 
@@ -396,7 +398,7 @@ def integrate(
         if particles is not None:
             particles.leave(analysis, x, i)
         x = analysis.mean if last else sampler.step(i, x, analysis.mean, evaluate, noise)
-        _check(x, members, i, s)
+        _check(x, members, i, s, last)
         if progress is not None:
             progress(i + 1, len(levels))
 
@@ -436,10 +438,15 @@ def _start(
     return s * noise(tuple(shape))
 
 
-def _check(x: Tensor, members: list[int], i: int, s: float) -> None:
-    """Raises if a member is not finite or has left any plausible range."""
+def _check(x: Tensor, members: list[int], i: int, s: float, last: bool) -> None:
+    """Raises if a member is not finite or has left any plausible range.
 
-    bad = ~(x.flatten(1).abs().amax(1) < 1e4 * (1 + s))
+    A normalised state is a few standard deviations large, its noise a few `s`. On the way down
+    unstable guidances go up to a few hundred and come back; what is left at the end stays.
+    """
+
+    limit = PLAUSIBLE if last else RECOVERABLE
+    bad = ~(x.flatten(1).abs().amax(1) < limit * (1 + s))
     if bad.any():
         index = int(bad.nonzero()[0])
         raise FloatingPointError(

@@ -52,7 +52,7 @@ def test_end_to_end(twin):
     truth = open_dataset(twin / "truth.zarr").isel(member=1)
     # Three observations of x with std 0.4 tell x well, y by the climatology: 8 and 9 without.
     rmse = np.sqrt(((posterior.mean("member") - truth) ** 2).mean())
-    assert rmse.x < 2.5 and rmse.y < 6
+    assert rmse.x < 3 and rmse.y < 6
     assert np.isclose(scores.rmse_by_variable.sel(variable="x"), rmse.x, rtol=1e-3)
     assert (twin / "posterior.png").read_bytes().startswith(b"\x89PNG")
 
