@@ -50,7 +50,7 @@ def simulate(config: Config) -> int:
 def train(config: Config) -> int:
     """Learns a prior from a dataset of trajectories.
 
-    sda train data=truth.zarr network=residual window=33 out=runs/lorenz63
+    sda train data=truth.zarr network=mlp training=vectors out=runs/lorenz63
     """
 
     from .config import run_training
