@@ -14,6 +14,7 @@ References:
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -373,9 +374,16 @@ def run(
             key = f"{method.guidance}{method.langevin}{method.sampler}{method.window5}"
             if key not in unpolished:
                 start = time.perf_counter()
-                x, evaluations, vjps = sample(
-                    method, chosen, observations, times, members, seed + index
-                )
+                try:
+                    x, evaluations, vjps = sample(
+                        method, chosen, observations, times, members, seed + index
+                    )
+                except FloatingPointError:
+                    # A member without bounds is infinitely far from the posterior.
+                    rows.append(Row(case, index, name, math.inf, math.inf, -math.inf, -math.inf))
+                    if report:
+                        report(rows[-1])
+                    continue
                 unpolished[key] = (x, time.perf_counter() - start, evaluations, vjps)
             x, seconds, evaluations, vjps = unpolished[key]
             gradients = 0
