@@ -1,0 +1,108 @@
+"""Benchmarks of training and of what surrounds the network, in small."""
+
+import math
+
+import pytest
+import torch
+
+from sda.benchmarks import training
+from sda.benchmarks.kolmogorov import make_observations
+from sda.benchmarks.training import (
+    Errors,
+    bare_loop,
+    best,
+    composition,
+    composition_table,
+    kolmogorov_options,
+    preconditioning,
+    preconditioning_table,
+    recorded_inputs,
+    small_dataset,
+    throughput,
+)
+from sda.climatology import Climatology
+from sda.prior import Prior
+from sda.training import TrainingOptions
+from sda.window import WindowDenoiser
+
+NETWORK = {"name": "gated", "width": 4, "depth": 1}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return small_dataset(members=6, length=12, size=8)
+
+
+def small(**options: object) -> TrainingOptions:
+    return kolmogorov_options(
+        **{"window": 3, "network": NETWORK, "batch": 2, "precision": "float32", **options}
+    )
+
+
+def test_the_best_of_rounds_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0, 5, 10, 12, 20, 23, 30, 31])
+    monkeypatch.setattr(training, "clock", lambda: next(ticks))
+
+    assert best({"a": lambda: None, "b": lambda: None}, rounds=2) == {"a": 3, "b": 1}
+
+
+def test_the_network_alone_sees_what_it_sees_in_a_step(dataset) -> None:
+    climatology = Climatology.fit(dataset, 4)
+    window = WindowDenoiser(climatology, 4, NETWORK, advection=True, incompressible=True)
+    window.requires_grad_(False)
+    prior = Prior(climatology, window)
+    x = torch.ones(3, 4, 2, 8, 8)
+    inputs, level = recorded_inputs(window, x, 0.5)
+    assert inputs.shape == (3, 4 * 2 * 2 + (2 * 4 - 1) * 2, 8, 8)
+    torch.testing.assert_close(level, torch.full((3,), math.log(0.5)))
+    with pytest.raises(ValueError, match="not evaluated"):
+        recorded_inputs(window, x, 1e4)
+
+    truth = dataset.isel(member=0, time=slice(8))
+    observations = make_observations("subsample 4", truth, 0)
+    parts = composition(prior, observations, truth["time"].values, members=2, rounds=1)
+    assert [part.name for part in parts][::3] == ["network alone", "guided step"]
+    assert parts[0].share == 0
+    assert all(part.seconds > 0 for part in parts)
+    assert "| network alone |" in composition_table(parts)
+    with pytest.raises(ValueError, match="Gaussian"):
+        composition(Prior(climatology), observations, truth["time"].values)
+
+
+def test_the_bare_loop_trains(dataset) -> None:
+    loop = bare_loop(dataset, small())
+    network = loop.__closure__
+    denoiser = next(
+        cell.cell_contents for cell in network if isinstance(cell.cell_contents, WindowDenoiser)
+    )
+    before = denoiser.network.last.conv.weight.clone()
+    loop(2)
+
+    assert not torch.equal(before, denoiser.network.last.conv.weight)
+
+
+def test_throughput_is_of_the_loop_alone(dataset) -> None:
+    with pytest.raises(ValueError, match="increasing"):
+        throughput(dataset, small(), (3, 3))
+    result = throughput(dataset, small(), (1, 4), rounds=1)
+
+    assert result.bare > 0 and result.trained > 0
+    assert "| bare |" in str(result)
+
+
+def test_preconditionings_differ_where_nothing_is_learned_yet(dataset) -> None:
+    options = small(steps=1, warmup=1000)
+    errors = preconditioning(dataset, options, device="cpu", progress=False)
+
+    assert errors.parameters.keys() == {"wiener", "karras"}
+    for row in errors.rows:
+        # A Wiener residual starts as the Gaussian, plain preconditioning as a scalar gain.
+        assert row["wiener"] == pytest.approx(row["gaussian"], rel=0.02)
+        assert row["karras"] > 1.1 * row["gaussian"] or row["s"] > 3
+    assert "| 0.1 |" in preconditioning_table(errors)
+
+
+def test_the_table_of_preconditionings_gives_ratios() -> None:
+    errors = Errors([{"s": 1.0, "gaussian": 0.2, "wiener": 0.1, "karras": 0.3}], {}, {})
+
+    assert preconditioning_table(errors).splitlines()[-1].endswith("| 0.500 | 1.500 |")
