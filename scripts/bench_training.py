@@ -1,6 +1,6 @@
 """Prints what surrounds the network in a step of sampling and of training.
 
-python scripts/bench_training.py            # 5 minutes on one core
+python scripts/bench_training.py            # 10 minutes on one core
 
 Composition: the time of a guided step from the bare network outwards, for 8×8 block averages of
 Kolmogorov flow. Throughput: `sda.train` against a bare loop over the same network and batches.
@@ -29,7 +29,7 @@ if __name__ == "__main__":
     parser.add_argument("--prior", default="kolmogorov", help="a name or a folder")
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--length", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5, help="of composition")
+    parser.add_argument("--rounds", type=int, default=3, help="the best counts")
     parser.add_argument("--steps", type=int, nargs=2, default=(5, 25), help="of throughput")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -44,4 +44,6 @@ if __name__ == "__main__":
         )
         print(composition_table(parts), flush=True)
     if "throughput" in options.tables:
-        print(throughput(small_dataset(), kolmogorov_options(), tuple(options.steps)))
+        print(
+            throughput(small_dataset(), kolmogorov_options(), tuple(options.steps), options.rounds)
+        )
