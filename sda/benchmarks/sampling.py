@@ -10,7 +10,9 @@ References:
 """
 
 import dataclasses
+import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,44 +115,41 @@ def extrapolated_cost(
     observations: Any,
     times: Any,
     members: int,
-    some: tuple[int, int] = (4, 12),
+    some: int = 8,
     seed: int = 0,
 ) -> Row:
-    """The cost of a method from two short pieces of its loop, which differ in length.
+    """The cost of a method from a piece of its loop: the median time of a level, times the levels.
 
-    The pieces have the method's step size and start at `s = 1`. Their difference is the time of a
-    level; levels at which the network is not evaluated are counted as free.
+    The piece has the method's step size and starts at `s = 1`. Levels at which the network is not
+    evaluated are counted as free.
 
     Arguments:
         method: The method, with `steps`, `s_max` and `s_min` in its sampler's options.
         prior, observations, times, members, seed: See `cost`.
-        some: The lengths of the two pieces, in steps.
+        some: The number of steps of the piece.
     """
 
     steps, s_max, s_min = (method.sampler[name] for name in ("steps", "s_max", "s_min"))
     size = math.log(s_max / s_min) / steps
-    rows = []
-    # The first run warms up, and is not looked at.
-    for count in (1, *some):
-        levels = {"steps": count, "s_max": 1.0, "s_min": math.exp(-size * count)}
-        piece = dataclasses.replace(method, sampler={**method.sampler, **levels})
-        rows.append(cost(piece, prior, observations, times, members, seed)[0])
-    short, long = rows[1:]
+    ticks: list[float] = []
+    levels = {
+        "steps": some,
+        "s_max": 1.0,
+        "s_min": math.exp(-size * some),
+        "progress": lambda done, total: ticks.append(clock()),
+    }
+    piece = dataclasses.replace(method, sampler={**method.sampler, **levels})
+    start = clock()
+    row, _ = cost(piece, prior, observations, times, members, seed)
+    level = statistics.median(b - a for a, b in itertools.pairwise(ticks))
+    before = max(0.0, ticks[0] - start - level)
     seen = steps + 1 if prior.denoiser is None else levels_seen(prior, steps, s_max, s_min)
+    row.evaluations *= (steps + 1) / (some + 1)
+    row.vjps *= (steps + 1) / (some + 1)
+    row.seconds = (before + level * seen) / members
+    row.extrapolated = True
 
-    def full(name: str, levels: int) -> float:
-        a, b = getattr(short, name), getattr(long, name)
-        return a + (b - a) / (some[1] - some[0]) * (levels - some[0] - 1)
-
-    return Row(
-        "",
-        "",
-        members,
-        full("evaluations", steps + 1),
-        full("vjps", steps + 1),
-        full("seconds", seen),
-        extrapolated=True,
-    )
+    return row
 
 
 def levels_seen(prior: Prior, steps: int, s_max: float, s_min: float) -> int:

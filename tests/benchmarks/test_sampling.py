@@ -31,7 +31,7 @@ def prior() -> Prior:
 def test_the_published_setting_has_514_evaluations(prior: Prior) -> None:
     truth, observations = twin("lo", 0)
     row = extrapolated_cost(
-        LORENZ["sda, published"], prior, observations, truth["time"].values, 2, some=(1, 2)
+        LORENZ["sda, published"], prior, observations, truth["time"].values, 2, some=2
     )
 
     assert row.evaluations == pytest.approx(2 * 257)
@@ -47,8 +47,12 @@ def test_extrapolated_costs_are_those_of_the_whole_loop(
     monkeypatch.setattr(sampling, "clock", lambda: ticks["now"])
 
     def fake(method, prior, observations, times, members, seed):
-        count = 2 * (method.sampler["steps"] + 1)
-        ticks["now"] += 10 + count * members
+        levels = method.sampler["steps"] + 1
+        count = 2 * levels
+        ticks["now"] += 10
+        for level in range(levels):
+            ticks["now"] += 2 * members
+            method.sampler.get("progress", lambda *_: None)(level + 1, levels)
         return torch.zeros(members, 2, 3), count, count
 
     monkeypatch.setattr(sampling, "sample", fake)
