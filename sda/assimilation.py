@@ -134,7 +134,7 @@ def assimilate(
         raise ValueError("overwrite and resume need an output store, got out=None")
 
     layout = prior.layout
-    time = trajectory_times(prior, observations, time)
+    time = trajectory_times(prior, observations, time, memory)
     shape = (len(time), *layout.shape)
     method, options = guidance_method(guidance, fields=bool(layout.dims))
     if method not in METHODS:
@@ -215,25 +215,29 @@ def assimilate(
     return posterior
 
 
-def trajectory_times(prior: "Prior", observations: "Observations", time: Any = None) -> np.ndarray:
+def trajectory_times(
+    prior: "Prior", observations: "Observations", time: Any = None, memory: int | str = "2GiB"
+) -> np.ndarray:
     """The time coordinate of the trajectory to sample.
 
     Arguments:
         prior: The prior, with its `dt` and window.
         observations: The observations.
         time: The times, if not the observations' span.
+        memory: The memory budget, see `assimilate`.
 
     Raises:
-        ValueError: If the times are not in steps of the prior's `dt`, or do not cover the
-            observations.
+        ValueError: If the times are not in steps of the prior's `dt`, do not cover the
+            observations, or are more than memory can hold.
     """
 
     dt = prior.layout.dt
     first, last = observations.span
     if time is None:
-        length = 1 + math.ceil((last - first) / dt - 1e-3)
-        # Observations may span less than the prior's window; the states before them are free.
-        return first + dt * np.arange(max(length, prior.window))
+        # Observations may span less than the prior's window; the states after them are free.
+        length = max(1 + math.ceil((last - first) / dt - 1e-3), prior.window)
+        check_length(prior, length, f"the observations span times {first:g} to {last:g}", memory)
+        return first + dt * np.arange(length)
 
     time = np.asarray(getattr(time, "values", time), dtype=np.float64)
     if time.ndim != 1 or not len(time) or not np.isfinite(time).all():
@@ -248,7 +252,24 @@ def trajectory_times(prior: "Prior", observations: "Observations", time: Any = N
             f"the observations span times {first:g} to {last:g}, but the trajectory only "
             f"{time[0]:g} to {time[-1]:g}: give a time coordinate that covers them"
         )
+    check_length(prior, len(time), f"time runs from {time[0]:g} to {time[-1]:g}", memory)
     return time
+
+
+def check_length(prior: "Prior", length: int, reason: str, memory: int | str) -> None:
+    """Raises a `ValueError` if not even the covariance of a trajectory's states fits in memory.
+
+    One time far away from the others, perhaps in other units, would make a trajectory that takes
+    all of the machine's memory before anything could be said about it.
+    """
+
+    need = 8 * (length * prior.layout.shape[0]) ** 2
+    if need > size_in_bytes(memory):
+        raise ValueError(
+            f"{reason}, which is {length} states in steps of the prior's dt={prior.layout.dt:g}: "
+            f"their covariance needs {need / 2**30:.3g} GiB, more than memory={memory}. Check the "
+            f"times, assimilate parts one by one, or raise memory"
+        )
 
 
 def guidance_method(

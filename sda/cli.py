@@ -112,12 +112,18 @@ def verify(config: Config) -> int:
     from .verification import verify as score
 
     posterior, truth, observations = experiment(config)
-    out = None if config["out"] is None else fresh(config)
+    out = None if config["out"] is None else replaceable(config)
     system = build_system(config["system"]) if config["choices"]["system"] else None
     scores = score(posterior, truth, observations, system)
     say(str(summary(scores)))
     if out is not None:
-        scores.to_netcdf(out)
+        # Complete or not at all: old scores stay until the new ones are on disk.
+        partial = out.with_name(f".{out.name}.partial")
+        try:
+            scores.to_netcdf(partial)
+            partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
         say(f"{out}: {len(scores.data_vars)} scores")
     return 0
 
@@ -316,29 +322,23 @@ def experiment(config: Config) -> tuple[Any, Any, Any]:
     return posterior, truth, observations
 
 
-def fresh(config: Config) -> Path:
-    """The output path of a verb, clear to be written.
+def replaceable(config: Config) -> Path:
+    """The output file of a verb, which may be written.
 
     Raises:
         FileExistsError: If something stands there that may not be replaced.
     """
 
-    import shutil
-
     out = Path(config["out"])
-    if out.exists():
-        if not config["overwrite"]:
-            raise FileExistsError(
-                f"{str(out)!r} exists: give overwrite=true to replace it, or another path"
-            )
-        if out.is_dir():
-            if not (out / "zarr.json").is_file():
-                raise FileExistsError(
-                    f"{str(out)!r} is a folder that is no store: it is left as it is"
-                )
-            shutil.rmtree(out)
-        else:
-            out.unlink()
+    if out.is_dir():
+        raise FileExistsError(f"{str(out)!r} is a folder: it is left as it is, give another path")
+    inputs = [Path(config[key]) for key in ("posterior", "truth", "observations") if config[key]]
+    if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
+        raise FileExistsError(f"{str(out)!r} is read by the same command: give another path")
+    if out.exists() and not config["overwrite"]:
+        raise FileExistsError(
+            f"{str(out)!r} exists: give overwrite=true to replace it, or another path"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     return out
 

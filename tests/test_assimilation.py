@@ -353,6 +353,15 @@ def test_default_times(prior):
     assert len(trajectory_times(Windowed(), observed(0.2, 0.5))) == 6
 
 
+def test_a_stray_time_does_not_fill_the_memory(prior, observations):
+    table = {"time": [0.0, 1e7], "variable": ["position"] * 2, "observation": [0.0] * 2, "std": 0.1}
+    stray = Observations.from_table(table)
+    with pytest.raises(ValueError, match=r"span times 0 to 1e\+07, which is 100000001 states"):
+        assimilate(prior, stray, members=2)
+    with pytest.raises(ValueError, match=r"101 states .* more than memory=100kB"):
+        assimilate(prior, observations, members=2, time=0.1 * np.arange(101), memory="100kB")
+
+
 def test_longer_time_than_observed(system, prior, observations):
     """States after the last observation are forecasts: their spread grows."""
 

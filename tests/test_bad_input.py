@@ -40,6 +40,7 @@ def files(tmp_path_factory):
     rows = ["time,variable,observation,std", "0,x,1,0.1", "0.2,x,2,{}"]
     (folder / "negative.csv").write_text("\n".join(rows).format("-0.1"))
     (folder / "outside.csv").write_text("\n".join(rows).format("0.1") + "\n7,w,1,0.1")
+    (folder / "stray.csv").write_text("\n".join(rows).format("0.1") + "\n1e7,x,1,0.1")
     return folder
 
 
@@ -81,6 +82,10 @@ BAD = {
     "observe observing=lorenz63_lo truth={0}/truth.zarr out={1}/o.zarr length=18": ["length=18"],
     "observe observing=lorenz63_lo truth={0}/truth.zarr out={1}/o.txt": [".txt", ".csv"],
     "observe observing=lorenz63_lo truth={0}/truth.zarr out={0}/obs.zarr": ["exists"],
+    "observe observing=lorenz63_lo truth={0}/truth.zarr out={0}/other.zarr overwrite=true": [
+        "other.zarr",
+        "no observations",
+    ],
     "observe observing=lorenz63_lo observing.std=-1 truth={0}/truth.zarr out={1}/o.zarr": [
         "observing.std",
         "above 0",
@@ -104,6 +109,7 @@ BAD = {
     ASSIMILATE + "observations={0}/broken.csv": ["broken.csv"],
     ASSIMILATE + "observations={0}/negative.csv": ["std", "positive", "-0.1"],
     ASSIMILATE + "observations={0}/outside.csv": ["w"],
+    ASSIMILATE + "observations={0}/stray.csv": ["1e+07", "memory"],
     ASSIMILATE + "observations={0}/otherobs.zarr": ["(3, 1, 20) were observed"],
     ASSIMILATE + "observations={0}/notes.txt": [".txt"],
     ASSIMILATE + "task=nowcast": ["task", "smooth", "'nowcast'"],
@@ -123,6 +129,11 @@ BAD = {
     ASSIMILATE + "out={0}/notes.txt overwrite=true": ["notes.txt", "not a posterior"],
     "verify posterior={0}/truth.zarr truth={0}/none.zarr": ["none.zarr"],
     "verify posterior={0}/truth.zarr truth={0}/other.zarr": ["times"],
+    "verify posterior={0}/truth.zarr truth={0}/truth.zarr out={0}/other.zarr overwrite=true": [
+        "other.zarr",
+        "folder",
+    ],
+    "verify posterior={0}/truth.zarr truth={0}/truth.zarr out={0}/notes.txt/s.nc": ["notes.txt"],
     "plot posterior={0}/truth.zarr out={1}/x.txt": [".txt"],
     "plot out={1}/x.png": ["posterior"],
     "plot figure=spectra out={1}/x.png": ["scores"],
@@ -188,6 +199,28 @@ def test_full_disk(files, tmp_path, monkeypatch, capsys):
     assert open_dataset(tmp_path / "p.zarr").attrs["status"] == "incomplete: 2 of 6 members"
     assert cli.main([*command, "resume=true"]) == 0
     assert not np.isnan(open_dataset(tmp_path / "p.zarr").x).any()
+
+
+def test_scores_are_replaced_by_whole_ones_only(files, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "scores.nc"
+    truth = files / "truth.zarr"
+    posterior = open_dataset(files / "train.zarr").isel(time=slice(17))
+    posterior.assign_coords(time=open_dataset(truth).time).to_zarr(tmp_path / "p.zarr")
+    command = f"posterior={tmp_path / 'p.zarr'} truth={truth} out={out} overwrite=true".split()
+    assert cli.main(["verify", *command]) == 0
+    scores = out.read_bytes()
+    capsys.readouterr()
+
+    def full(self, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for bad in ("system=kolmogorov", "progress=1", f"out={truth}"):
+        assert cli.main(["verify", *command, bad]) == cli.BAD_INPUT
+        assert out.read_bytes() == scores and truth.exists()
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    assert cli.main(["verify", *command]) == cli.BAD_INPUT
+    assert out.read_bytes() == scores and not list(tmp_path.glob(".*"))
 
 
 def test_interrupt(files, tmp_path):

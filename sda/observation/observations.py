@@ -309,7 +309,8 @@ class Observations:
             overwrite: Whether to replace what is there.
 
         Raises:
-            FileExistsError: If the path exists and is not to be overwritten.
+            FileExistsError: If the path exists and is not to be overwritten, or is a dataset of
+                something else than observations.
             ValueError: If the suffix is unknown, the observations have no single grid but the
                 suffix is that of a grid, or an operator cannot be saved.
         """
@@ -318,6 +319,15 @@ class Observations:
         known("suffix of observations", [path.suffix], (*GRIDDED, *TABLES))
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists already: choose another path or overwrite=True")
+        if path.exists() and path.suffix in GRIDDED:
+            try:
+                Observations.load(path)
+            except ValueError as error:
+                # Perhaps the truth itself, which can be hours of simulation.
+                raise FileExistsError(
+                    f"{path} exists and holds no observations: it is left as it is, choose another "
+                    f"path"
+                ) from error
         if path.suffix in GRIDDED:
             from .grid import write
         else:
