@@ -184,6 +184,9 @@ def test_every_guidance_langevin_and_sampler_runs(twin, tmp_path):
     base += ["members=2", "sampler.steps=6", "progress=false"]
     for group in ("guidance", "langevin", "sampler"):
         for option in config.groups()[group]:
-            static = [] if group == "guidance" else ["guidance=static"]
+            more = [] if group == "guidance" else ["guidance=static"]
+            if option == "sda":
+                # With the published value and this few steps its members end far out.
+                more = ["guidance.gamma=0.1"]
             out = f"out={tmp_path / group / option}.zarr"
-            assert run(*base, f"{group}={option}", *static, out) == 0, option
+            assert run(*base, f"{group}={option}", *more, out) == 0, option
