@@ -7,6 +7,6 @@ DATA=runs/lorenz63.zarr
 test -e "$DATA" ||
     sda simulate system=lorenz63 members=1024 length=1024 spinup=1024 seed=0 out="$DATA"
 sda train data="$DATA" out=sda/priors/lorenz63 network=mlp training=vectors \
-    training.window=65 training.batch=256 training.steps=3000 training.decay=0.5 \
+    training.window=65 training.batch=256 training.steps=4500 training.decay=0.5 \
     training.core='[0.005,5.0]' training.tail='[0.002,100.0]' \
     training.symmetries='[{sign:{x:-1,y:-1}}]' device=cpu "$@"
