@@ -118,7 +118,12 @@ class CountedPrior(Prior):
 
     def __init__(self, prior: Prior) -> None:
         super().__init__(
-            prior.climatology, prior.denoiser, prior.name, prior.symmetries, prior.info
+            prior.climatology,
+            prior.denoiser,
+            prior.name,
+            prior.symmetries,
+            prior.info,
+            prior.exposure,
         )
         self.evaluations = 0
 

@@ -5,12 +5,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from dynamics import KolmogorovFlow
 from dynamics.layout import Layout
 from sda.benchmarks.kolmogorov import (
     CASES,
+    CountedPrior,
     Row,
     make_observations,
     make_truth,
@@ -79,6 +81,16 @@ def test_an_untrained_network_is_the_gaussian_smoother(prior: Prior, flow: Kolmo
     assert static.evaluations < corrected.evaluations <= 50
     # It has seen something: the climatology's CRPS is 0.56 of its standard deviation.
     assert static.crps < 0.53 * float(prior.climatology.scale.mean())
+
+
+def test_counting_changes_nothing(prior: Prior) -> None:
+    corrected = Prior(prior.climatology, prior.denoiser, exposure=0.1)
+    counted = CountedPrior(corrected)
+    assert counted.hash == corrected.hash != prior.hash
+    x = torch.randn(2, LENGTH, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    given, expected = (p.trajectory(LENGTH).denoise(x, 0.5) for p in (counted, corrected))
+    assert torch.equal(given, expected)
+    assert counted.evaluations == 2
 
 
 def test_a_loop_has_no_truth_to_be_scored_against(prior: Prior, flow: KolmogorovFlow) -> None:
