@@ -316,7 +316,16 @@ def trajectory_denoiser(
     batch = max(1, size_in_bytes(memory) // (4 * ACTIVATIONS * cells))
     denoiser = prior.trajectory(length, batch=batch)
 
-    return denoiser if dtype == torch.float32 else copy.deepcopy(denoiser).double()
+    if dtype == torch.float32:
+        return denoiser
+    denoiser = copy.deepcopy(denoiser).double()
+    for module in denoiser.modules():
+        # `Module.double` leaves complex buffers, the Fourier eigenvectors, in single precision.
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_complex():
+                setattr(module, name, buffer.to(torch.complex128))
+
+    return denoiser
 
 
 def block_size(members: int, shape: tuple[int, ...], dtype: torch.dtype, memory: int | str) -> int:

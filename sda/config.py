@@ -40,7 +40,7 @@ class Rule:
     """What a key may hold.
 
     Arguments:
-        kind: "integer", "number", "boolean" or "text".
+        kind: "integer", "number", "boolean", "text" or "mapping".
         low: The smallest value.
         above: Whether `low` itself is excluded.
         choices: The allowed values, if they are few.
@@ -54,9 +54,10 @@ class Rule:
     optional: bool = False
 
     def __str__(self) -> str:
-        text = {"integer": "an integer", "number": "a number", "boolean": "true or false"}.get(
-            self.kind, "text"
-        )
+        text = {
+            "integer": "an integer", "number": "a number", "boolean": "true or false",
+            "mapping": "a mapping such as {x: [0, 1]}",
+        }.get(self.kind, "text")  # fmt: skip
         if self.choices:
             text = "one of " + ", ".join(self.choices)
         elif self.low is not None:
@@ -70,6 +71,8 @@ class Rule:
             return self.optional
         if self.kind == "boolean":
             return isinstance(value, bool)
+        if self.kind == "mapping":
+            return isinstance(value, Mapping)
         if self.kind == "text":
             return isinstance(value, str) and (not self.choices or value in self.choices)
         kinds = (int,) if self.kind == "integer" else (int, float)
@@ -94,6 +97,7 @@ RULES = {
     "time.start": Rule("number", optional=True),
     "time.length": Rule("integer", low=1, optional=True),
     "observing.std": Rule("number", low=0, above=True),
+    "observing.region": Rule("mapping", optional=True),
     "observing.every": Rule("integer", low=1),
     "observing.first": Rule("integer", low=0),
     "observing.block": Rule("integer", low=1, optional=True),

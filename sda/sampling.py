@@ -326,6 +326,8 @@ def sample(
         raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
     if start not in STARTS:
         raise ValueError(f"unknown start {start!r}: choose one of {', '.join(STARTS)}")
+    if order is not None and order < 1:
+        raise ValueError(f"order must be at least 1, got {order}")
     denoiser = as_denoiser(denoiser)
     members = list(range(members)) if isinstance(members, int) else list(members)
     levels = log_levels(steps, s_max, s_min)
@@ -381,7 +383,8 @@ def integrate(
     particles = None if smc is None else smc.begin(denoiser, seed, members)
 
     def evaluate(z: Tensor, s: float) -> Tensor:
-        return denoiser.denoise(z, torch.as_tensor(s, dtype=z.dtype, device=z.device))
+        # Not through a tensor, which would round s: what is kept for each level is found by it.
+        return analyse(denoiser, z, s).mean
 
     for i, s in enumerate(levels):
         last = i == len(levels) - 1

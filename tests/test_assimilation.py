@@ -353,6 +353,22 @@ def test_default_times(prior):
     assert len(trajectory_times(Windowed(), observed(0.2, 0.5))) == 6
 
 
+def test_double_precision_of_a_field_with_a_network(field):
+    """Its covariance has complex eigenvectors, which `Module.double` leaves alone."""
+
+    from sda.window import WindowDenoiser
+
+    climatology = field[0].climatology
+    torch.manual_seed(0)
+    network = {"name": "unet", "widths": (8, 8), "depths": (1, 1)}
+    prior = Prior(climatology, WindowDenoiser(climatology, 5, network).eval())
+    options = {"members": 2, "steps": 4, "block": 1}
+    single = assimilate(prior, field[1], **options)
+    double = assimilate(prior, field[1], dtype="float64", **options)
+    assert double.x.dtype == np.float64 and np.isfinite(double.x).all()
+    assert np.allclose(single.x.std(), double.x.std(), rtol=0.5)
+
+
 def test_a_stray_time_does_not_fill_the_memory(prior, observations):
     table = {"time": [0.0, 1e7], "variable": ["position"] * 2, "observation": [0.0] * 2, "std": 0.1}
     stray = Observations.from_table(table)

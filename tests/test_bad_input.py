@@ -96,6 +96,11 @@ BAD = {
         "'w'",
         "'x'",
     ],
+    "observe observing=lorenz63_lo observing.region=3 truth={0}/truth.zarr out={1}/o.zarr": [
+        "observing.region",
+        "mapping",
+        "3",
+    ],
     "observe observing=kolmogorov_blocks truth={0}/truth.zarr out={1}/o.zarr": ["spatial"],
     "observe observing=lorenz63_lo observing.function=sin truth={0}/truth.zarr out={1}/o.zarr": [
         "observing.function",
@@ -116,6 +121,9 @@ BAD = {
     ASSIMILATE + "guidance=magic": ["guidance=magic", "static"],
     ASSIMILATE + "guidance.name=magic": ["magic"],
     ASSIMILATE + "guidance=sda guidance.gamma=-1": ["gamma", "-1"],
+    ASSIMILATE + "guidance=mmps guidance.solves=0": ["solves", "at least 1", "0"],
+    ASSIMILATE + "guidance=flow_dependent guidance.every=0": ["every", "at least 1", "0"],
+    ASSIMILATE + "guidance=flow_dependent guidance.s_flow=-1": ["s_flow", "positive", "-1"],
     ASSIMILATE + "sampler.steps=0": ["sampler.steps", "at least 1"],
     ASSIMILATE + "sampler.s_min=200.0": ["s_min < s_max"],
     ASSIMILATE + "langevin=fields langevin.delta=-1": ["delta", "-1"],

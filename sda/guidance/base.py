@@ -141,7 +141,9 @@ class Analysis:
         innovation: `y − H D`, with shape `(member, m)`.
         s: The noise level.
         tangent: The observation operator, linearised at the background, where that was needed.
-        chi2: `eᵀ (H C Hᵀ + R)⁻¹ e`, with shape `(member)`, where the guidance has it. Its
+        chi2: `eᵀ (H C Hᵀ + R)⁻¹ e`, with shape `(member)`, where the guidance has it.
+        gain: The systems that the gain comes from, where they are not those of the climatology.
+        point: Where the operator was linearised, if not at the background.
     """
 
     mean: Tensor
@@ -151,6 +153,7 @@ class Analysis:
     tangent: Tangent | None = None
     chi2: Tensor | None = None
     gain: Any = None
+    point: Tensor | None = None
 
     def take(self, members: Tensor) -> "Analysis":
         """The analysis of some members; the operator is linearised again when it is needed."""
@@ -163,6 +166,7 @@ class Analysis:
             None,
             None if self.chi2 is None else self.chi2[members],
             self.gain,
+            None if self.point is None else self.point[members],
         )
 
 
@@ -333,6 +337,7 @@ class PosteriorDenoiser(Denoiser, abc.ABC):
 
     def _tangent(self, analysis: Analysis) -> Tangent | None:
         if analysis.tangent is None and not self.space.direct:
-            analysis.tangent = Tangent(*self.likelihood.linearise(analysis.background))
+            point = analysis.background if analysis.point is None else analysis.point
+            analysis.tangent = Tangent(*self.likelihood.linearise(point))
 
         return analysis.tangent

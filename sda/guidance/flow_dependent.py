@@ -32,7 +32,7 @@ from torch import Tensor
 from ..covariance import Covariance, DenseCovariance
 from ..denoiser import Denoiser
 from .base import Analysis, CappedPrior, Metric, wiener
-from .solver import Noise, ObservationSpace
+from .solver import Noise, ObservationSpace, cholesky
 from .static import StaticGuidance
 
 FORMS = ("auto", "dense", "columns")
@@ -64,7 +64,7 @@ class Columns:
         gram = (vectors * values.clamp(min=0)) @ vectors.T
         self.columns = columns
         self.matrix = gram + torch.diag(std.double() ** 2)
-        self.factor = torch.linalg.cholesky(self.matrix)
+        self.factor = cholesky(self.matrix)
 
     def solve(self, e: Tensor) -> Tensor:
         """Solves `(H C Hᵀ + R) v = e`, with shape `(member, m)`."""
@@ -80,7 +80,7 @@ class ColumnsMetric(Metric):
         self.g = gain.columns / s**2
         self.mg = covariance.apply(m0, self.g.reshape(-1, *covariance.shape)).flatten(1)
         kernel = gain.matrix + (self.g @ self.mg.T).double()
-        self.kernel = torch.linalg.cholesky((kernel + kernel.T) / 2)
+        self.kernel = cholesky((kernel + kernel.T) / 2)
 
     def apply(self, x: Tensor) -> Tensor:
         return self.covariance.apply(self.m0, x) - self._correct(x.flatten(1) @ self.mg.T, x)
@@ -150,6 +150,10 @@ class FlowDependentGuidance(StaticGuidance):
             )
         if pilots < 1:
             raise ValueError(f"pilots must be at least 1, got {pilots}")
+        if every is not None and every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        if s_flow is not None and not s_flow > 0:
+            raise ValueError(f"s_flow must be positive, got {s_flow}")
         if not 0 < floor < ceiling < 1:
             raise ValueError(f"need 0 < floor < ceiling < 1, got {floor} and {ceiling}")
         self.pilots = pilots

@@ -36,7 +36,7 @@ class MMPSGuidance(PosteriorDenoiser):
         options: See `PosteriorDenoiser`.
 
     Raises:
-        ValueError: If the shapes differ, or the solver is unknown.
+        ValueError: If the shapes differ, the solver is unknown, or `solves` is not positive.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class MMPSGuidance(PosteriorDenoiser):
         super().__init__(denoiser, likelihood, covariance, **options)
         if solver not in SOLVERS:
             raise ValueError(f"unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}")
+        if solves < 1:
+            raise ValueError(f"solves must be at least 1, got {solves}")
         self.solves = solves
         self.solver = solver
 

@@ -174,7 +174,7 @@ class ObservationSpace:
         """The Cholesky factor of `matrix(fn)`, computed once for each key."""
 
         if key not in self._factors:
-            self._factors[key] = torch.linalg.cholesky(self.matrix(fn))
+            self._factors[key] = cholesky(self.matrix(fn))
 
         return self._factors[key]
 
@@ -228,6 +228,24 @@ class ObservationSpace:
         root = self.forward(lambda e: fn(e).sqrt(), noise(self.covariance.shape), tangent)
 
         return root + self.std * eta
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """The Cholesky factor of `H C Hᵀ + R`, or of a matrix made of it.
+
+    Raises:
+        ValueError: If rounding has made it indefinite: `R` is then too small to matter.
+    """
+
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if info.any() or not factor.isfinite().all():
+        raise ValueError(
+            f"the covariance of the {len(matrix)} innovations is singular: several observations "
+            f"tell the same, and their std is negligible beside what they observe; remove "
+            f"duplicates or give a larger std"
+        )
+
+    return factor
 
 
 def required(tangent: Tangent | None) -> Tangent:

@@ -71,12 +71,13 @@ class StaticGuidance(PosteriorDenoiser):
 
         space = space or self.space
         mean, tangent, innovations = background, None, []
+        point = background
         for _ in range(self.relinearisations):
             if space.direct:
                 value = self.likelihood.H(mean)
             else:
                 tangent = Tangent(*self.likelihood.linearise(mean))
-                value = tangent.value
+                value, point = tangent.value, mean
             if mean is not background:
                 value = value + required(tangent).jvp(background - mean)
             innovations.append(self.likelihood.y - value)
@@ -85,7 +86,7 @@ class StaticGuidance(PosteriorDenoiser):
 
         chi2 = (innovations[-1] * v).sum(1)
 
-        return Analysis(mean, background, innovations[0], s, tangent, chi2, space)
+        return Analysis(mean, background, innovations[0], s, tangent, chi2, space, point)
 
     def probe(self, analysis: Analysis, eta: Tensor) -> tuple[Tensor, Tensor]:
         """`Hᵀ v` and `C Hᵀ v` for `v = L⁻ᵀ η`, `S = L Lᵀ`, both with shape `(member, *shape)`.

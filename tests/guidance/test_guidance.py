@@ -126,6 +126,24 @@ def test_published_biases_are_reproduced(name: str, kind: str, low: float, high:
     assert low <= result["mean_error"] < high
 
 
+def test_what_is_observed_twice_without_error_is_named() -> None:
+    case = gaussian_case(8, "dense-noisy")
+    H = lambda x: torch.cat((x[:, :, 0], x[:, :, 0]), dim=1)  # noqa: E731
+    y = torch.arange(16).double()
+    guided = guide("static", case.denoiser, Likelihood(H, y, 1e-12, (8, 3), linear=True),
+                   case.covariance)  # fmt: skip
+    with pytest.raises(ValueError, match="of the 16 innovations is singular.* larger std"):
+        guided.denoise(noisy(case, 2, 0.5), 0.5)
+
+
+@pytest.mark.parametrize("sampler", ["xeab", "heun"])
+def test_the_pilots_leave_one_table_for_each_level(sampler: str) -> None:
+    case = gaussian_case(4, "dense-noisy", dtype=torch.float32)
+    guided = guide("flow_dependent", case.denoiser, case.likelihood, case.covariance, s_flow=200.0)
+    prepare(guided, (4, 3), 0, sampler=sampler, steps=6, dtype=torch.float32)
+    assert len(guided.tables()["levels"]) == 7
+
+
 def test_the_pilots_tables_can_be_handed_to_another_worker() -> None:
     case = gaussian_case(8, "dense-noisy")
     options = {"steps": 12, "dtype": torch.float64}
