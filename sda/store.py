@@ -28,6 +28,8 @@ import xarray as xr
 from dynamics.layout import Layout
 
 KIND = "sda posterior"
+# The attributes without which a posterior can be neither described nor resumed.
+RECORDS = {"settings", "block", "finished_blocks", "failed_members", "failures", "status"}
 
 
 def open_dataset(path: str | Path) -> xr.Dataset:
@@ -347,9 +349,10 @@ def is_posterior(path: str | Path) -> bool:
     """Whether a posterior of this package stands at `path`."""
 
     try:
-        return read_attributes(Path(path)).get("kind") == KIND
+        attrs = read_attributes(Path(path))
     except (OSError, ValueError):
         return False
+    return attrs.get("kind") == KIND and attrs.keys() >= RECORDS
 
 
 def check_settings(path: Path, attrs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -384,6 +387,8 @@ def create(
 
     import zarr
 
+    # A link, perhaps to a larger disk, stays; what it points to is replaced.
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -430,7 +435,8 @@ def read_attributes(path: Path) -> dict[str, Any]:
     """The attributes of a Zarr v3 group."""
 
     content = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-    return dict(content["attributes"]) if isinstance(content.get("attributes"), dict) else {}
+    attrs = content.get("attributes") if isinstance(content, dict) else None
+    return dict(attrs) if isinstance(attrs, dict) else {}
 
 
 def write_attributes(path: Path, attrs: Mapping[str, Any]) -> None:

@@ -215,3 +215,26 @@ def test_open_dataset_errors(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="neither a Zarr store nor a NetCDF file"):
         open_dataset(tmp_path / "folder")
+
+
+def test_a_linked_store_is_replaced_behind_its_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "p.zarr"
+    with writer(tmp_path / "disk" / "p.zarr") as sink:
+        fill(sink, states())
+    link.symlink_to(tmp_path / "disk" / "p.zarr")
+    with writer(link, overwrite=True) as sink:
+        fill(sink, 2 * states())
+    assert link.is_symlink()
+    assert np.array_equal(LAYOUT.to_array(open_dataset(tmp_path / "disk" / "p.zarr")), 2 * states())
+    assert {path.name for path in tmp_path.rglob("*.zarr*")} == {"p.zarr"}
+
+
+@pytest.mark.parametrize("content", ["[]", '{"attributes": {"kind": "sda posterior"}}'])
+def test_a_store_whose_records_are_lost_is_left_alone(tmp_path, content):
+    with writer(tmp_path / "p.zarr") as sink:
+        fill(sink, states())
+    (tmp_path / "p.zarr" / "zarr.json").write_text(content)
+    for option in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(FileExistsError, match="not a posterior of this package"):
+            writer(tmp_path / "p.zarr", **option)
