@@ -430,6 +430,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         complain(explain(error))
         return BAD_INPUT
+    except RuntimeError as error:
+        # How torch says that an array does not fit, on any device.
+        if os.environ.get("SDA_DEBUG") or "memory" not in str(error).lower():
+            raise
+        complain(f"out of memory: give a smaller block=… or memory=… ({str(error)[:200]})")
+        return BAD_INPUT
 
 
 def explain(error: BaseException) -> str:

@@ -102,6 +102,8 @@ class TransitionMixture:
             centres = torch.cat([system.step(part) for part in states.split(2**17)])
         precision = transition_precision(system, states[:1])[0]
         flat, ensemble = centres.flatten(1).double(), near.flatten(1).double()
+        # Members whose sampling failed are NaN.
+        ensemble = ensemble[ensemble.isfinite().all(1)]
         noise = torch.linalg.inv(precision)
         median = ensemble.median(0).values
         d = flat - median

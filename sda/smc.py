@@ -10,6 +10,8 @@ in `u = log s`,
 
 with the total derivative of `log ψ` along a member's path, `∇ log p_s = (D − x) / s²` and
 `∇ · δ = − tr(S⁻¹ H ∂D/∂x C Hᵀ)`. For Gaussian priors and linear `H` the weights stay constant.
+For other `H`, linearised at each member, the determinant of `S` would be a member's own; it is left
+out, and the weights are approximate.
 Where the effective sample size of a group of members falls, the group is resampled. Groups are
 fixed by the members' indices, so that the result does not depend on how an ensemble is split.
 

@@ -131,6 +131,22 @@ def test_failed_members_show_in_the_exit_code(twin, tmp_path, monkeypatch, capsy
     assert "sda: member 1 diverged at level 5" in capsys.readouterr().err
 
 
+def test_a_full_memory_costs_one_line(monkeypatch, capsys):
+    messages = ["[enforce fail]\nDefaultCPUAllocator: can't allocate memory", "CUDA out of memory."]
+    for message in messages:
+        monkeypatch.setitem(cli.VERBS, "info", lambda config, m=message: raising(RuntimeError(m)))
+        assert run("info", "lorenz63") == cli.BAD_INPUT
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "out of memory: give a smaller block" in error
+    monkeypatch.setitem(cli.VERBS, "info", lambda config: raising(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("info", "lorenz63")
+
+
+def raising(error):
+    raise error
+
+
 def test_help_is_quick_and_complete():
     """`--help` imports neither torch nor xarray."""
 

@@ -135,6 +135,18 @@ def test_transition_mixture_is_the_stationary_density():
     assert (difference - difference[central].mean())[central].abs().max() < 0.15
 
 
+def test_a_failed_member_is_replaced_when_the_first_state_is_a_mixture():
+    system = LinearGaussian.rotation()
+    states = stationary_states(system, 4096, spinup=30, per_member=4)
+    dataset = system.simulate(32, 6, spinup=30, seed=1, progress=False)
+    x = torch.from_numpy(system.layout.to_array(dataset).copy())
+    x[3] = float("nan")
+    likelihood = Likelihood(lambda x: x[:, ::2, 0], torch.zeros(3), 1.0, (6, 2), linear=True)
+    polished = polish(system, likelihood, x, states, proposals=4, leapfrog=2)
+    assert polished.replaced == [3]
+    assert polished.samples.isfinite().all()
+
+
 def test_too_few_stationary_states_are_refused():
     system = LinearGaussian.rotation()
     far = torch.full((16, 2), 100.0)
