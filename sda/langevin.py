@@ -101,7 +101,7 @@ class Langevin:
 
     @classmethod
     def for_fields(cls, **options: Any) -> "Langevin":
-        """The setting for fields: large noise levels only, with enough steps to reach equilibrium."""
+        """The setting for fields: large noise levels only, and steps enough for equilibrium."""
         return cls(**{"steps": 4, "delta": 0.5, "s_min": 1.0, **options})
 
     def correct(
