@@ -99,13 +99,14 @@ class Store:
             raise ValueError(
                 f"{self.path} is not a Zarr store (format 3) and is left alone: choose another path"
             )
-        if resume and self.path.exists():
-            root = zarr.open_group(self.path, mode="r+")
+        if self.path.exists():
+            root = zarr.open_group(self.path, mode="r+" if resume else "r")
             if root.attrs.get(MARK) not in ("complete", "incomplete"):
                 raise ValueError(
-                    f"{self.path} was not written by simulate and cannot be resumed: choose "
-                    f"another path, or pass overwrite=True to replace it"
+                    f"{self.path} was not written by simulate and is left alone: "
+                    f"choose another path"
                 )
+        if resume and self.path.exists():
             complete = root.attrs[MARK] == "complete"
             self._match(stored_arguments(root), fixed_blocks, complete)
             if complete:

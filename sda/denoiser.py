@@ -11,7 +11,6 @@ on normalised anomalies with shape `(B, time, channel, *space)`. The score follo
 """
 
 import abc
-import math
 
 import torch
 from azula.denoise import Denoiser as AzulaDenoiser
@@ -143,11 +142,3 @@ def levels(s: Tensor | float, x: Tensor) -> Tensor:
 def broadcast(s: Tensor, x: Tensor) -> Tensor:
     """Appends axes to `s`, `(B)`, until it broadcasts against `x`, `(B, …)`."""
     return s.reshape(-1, *[1] * (x.ndim - 1))
-
-
-def check_level(s: Tensor | float) -> None:
-    """Raises a `ValueError` unless a noise level is positive and finite."""
-
-    value = float(torch.as_tensor(s).min())
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"noise levels must be positive and finite, got {value}")

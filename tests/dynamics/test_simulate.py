@@ -393,3 +393,11 @@ def test_progress_goes_to_stderr_when_asked(capsys: pytest.CaptureFixture[str]) 
     assert not captured.out
     simulate(dynamics.Lorenz63(), 2, 5)
     assert not capsys.readouterr().err
+
+
+def test_overwrite_leaves_stores_of_others_alone(tmp_path: Path) -> None:
+    store = tmp_path / "posterior.zarr"
+    dynamics.Lorenz63().layout.to_dataset(np.zeros((1, 2, 3))).to_zarr(store, consolidated=False)
+    with pytest.raises(ValueError, match="was not written by simulate and is left alone"):
+        dynamics.Lorenz63().simulate(members=1, length=2, out=store, overwrite=True)
+    assert store.exists()
