@@ -109,14 +109,14 @@ def composition(
                 "window denoiser": lambda: window.denoise(windows, s),
                 "trajectory denoiser": lambda: trajectory.denoise(x, s),
                 "guided step": lambda: guided.analyse(x, s),
-                "guided step + Langevin step": lambda: langevin.correct(guided, x, s, noise),
+                "guided step + Langevin steps": lambda: langevin.correct(guided, x, s, noise),
             },
             rounds,
         )
     bare = times_of["network alone"]
     parts = []
     for name, seconds in times_of.items():
-        network = 2 * bare if "Langevin" in name else bare
+        network = (1 + langevin.steps) * bare if "Langevin" in name else bare
         parts.append(Part(name, seconds, 1 - network / seconds))
 
     return parts
