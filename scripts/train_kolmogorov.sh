@@ -2,7 +2,8 @@
 # Makes the shipped prior of the Kolmogorov flow on 32 cells per side: gated convolutions on windows
 # of 9 states. About 15 minutes of simulation and 70 minutes of training on one CPU core with AMX
 # bfloat16. Half of the training stresses the small noise levels, where dynamical consistency is
-# decided, the rest the larger ones, where energy is. Extra arguments go to `sda train`.
+# decided, the rest the larger ones, where energy is. The shipped weights were on the way to 17,500
+# steps until 14,000, hence their learning rate fell a little later. Extra arguments go to `sda train`.
 set -eu
 cd "$(dirname "$0")/.."
 DATA=runs/kolmogorov32.zarr

@@ -39,7 +39,7 @@ PUBLIC = {
 
 MODULES = ("classical", "guidance", "observation", "plotting", "sampling", "verification")
 
-__all__ = sorted((*PUBLIC, *MODULES))  # noqa: PLE0605
+__all__ = sorted((*PUBLIC, *MODULES))
 
 
 def __getattr__(name: str) -> Any:

@@ -89,7 +89,7 @@ def gaussian_case(
     index = channels * torch.arange(0, length, every)
     y = truth[index] + std * torch.randn(len(index), generator=generator, dtype=torch.float64)
 
-    H = torch.zeros(len(index), len(sigma), dtype=torch.float64)  # noqa: N806
+    H = torch.zeros(len(index), len(sigma), dtype=torch.float64)
     H[torch.arange(len(index)), index] = 1
     mean, posterior = condition(sigma, H, torch.full_like(y, std**2), y)
     shape = (length, channels)
@@ -99,7 +99,7 @@ def gaussian_case(
     return GaussianCase(DenseCovariance(sigma, shape, dtype), likelihood, mean, posterior)
 
 
-def condition(sigma: Tensor, H: Tensor, variance: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
+def condition(sigma: Tensor, H: Tensor, variance: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Conditions `N(0, Σ)` on `y = H x + N(0, diag(variance))`: the mean and covariance."""
 
     gain = torch.linalg.solve(H @ sigma @ H.T + torch.diag(variance), H @ sigma).T

@@ -10,6 +10,7 @@ that a member does not depend on its batch. Between two steps, Langevin steps ca
 distribution at a level (predictor–corrector sampling).
 """
 
+import abc
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -106,7 +107,7 @@ def adams_bashforth(
     return half * basis @ (weights * weight(u))
 
 
-class Sampler:
+class Sampler(abc.ABC):
     """One step of the probability flow after another.
 
     Arguments:
@@ -122,6 +123,7 @@ class Sampler:
         self.order = order or self.default_order
         self.history: list[Tensor] = []
 
+    @abc.abstractmethod
     def step(
         self,
         i: int,
@@ -139,8 +141,6 @@ class Sampler:
             evaluate: The denoiser, for methods with stages.
             noise: The source of noise, for stochastic methods.
         """
-
-        raise NotImplementedError
 
     def shift(self, jump: Tensor) -> None:
         """Moves the history of a multistep method by the jump of the mean in a Langevin step."""

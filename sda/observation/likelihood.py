@@ -55,7 +55,7 @@ class Likelihood:
         kind = "linear" if self.linear else "non-linear"
         return f"Likelihood({len(self)} {kind} observations of trajectories {self.shape})"
 
-    def H(self, x: Tensor) -> Tensor:  # noqa: N802
+    def H(self, x: Tensor) -> Tensor:
         """Applies the observation operator.
 
         Arguments:

@@ -172,7 +172,7 @@ class PointLikelihood:
     y: torch.Tensor
     std: torch.Tensor
 
-    def H(self, x):  # noqa: N802
+    def H(self, x):
         return x[:, :, 0, 0, 0]
 
 
