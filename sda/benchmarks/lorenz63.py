@@ -289,6 +289,7 @@ def sample(
         member.
     """
 
+    from ..assimilation import langevin_steps
     from ..guidance import guide
     from ..langevin import Langevin
     from ..sampling import sample as draw
@@ -305,11 +306,10 @@ def sample(
         climatology.covariance(length),
         **options,
     )
-    langevin = None
-    if method.langevin == "vectors":
-        langevin = Langevin.for_vectors()
-    elif isinstance(method.langevin, Mapping):
-        langevin = Langevin(**method.langevin)
+    if isinstance(method.langevin, Mapping):
+        langevin: Langevin | None = Langevin(**method.langevin)
+    else:
+        langevin = langevin_steps(method.langevin, fields=bool(prior.layout.dims))
     x = draw(
         guided, (length, *prior.layout.shape), seed, members, langevin=langevin, **method.sampler
     )

@@ -48,10 +48,9 @@ def published(gamma: float, tau: float) -> Method:
     )
 
 
-FIELDS = {"metric": "guidance"}
 KOLMOGOROV = {
-    "static + Langevin (default)": Method({"name": "static"}, FIELDS),
-    "the same, 16 steps": Method({"name": "static"}, FIELDS, {"steps": 16}),
+    "static + Langevin (default)": Method({"name": "static"}, "fields"),
+    "the same, 16 steps": Method({"name": "static"}, "fields", {"steps": 16}),
     "static": Method({"name": "static"}),
     "static, 16 steps": Method({"name": "static"}, sampler={"steps": 16}),
     PUBLISHED: published(gamma=1e-2, tau=0.5),
