@@ -183,6 +183,7 @@ def throughput(
 
     Raises:
         ValueError: If the numbers of steps do not increase.
+        RuntimeError: If so few steps are lost in the noise of the clock.
     """
 
     if not 0 < steps[0] < steps[1]:
@@ -207,6 +208,10 @@ def throughput(
                 loop(count)
                 seconds.append(clock() - start)
             times[name] = min(times[name], seconds[1] - seconds[0])
+    if min(times.values()) <= 0:
+        raise RuntimeError(
+            f"{steps[1] - steps[0]} steps are lost in the noise of the clock: time more of them"
+        )
     windows = (steps[1] - steps[0]) * options.batch
 
     return Throughput(windows / times["bare"], windows / times["trained"])
