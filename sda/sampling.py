@@ -12,7 +12,7 @@ distribution at a level (predictor–corrector sampling).
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,25 @@ MAIN, PILOT = 0, 1
 # Of a trajectory at the end and on the way to it, in standard deviations.
 PLAUSIBLE, RECOVERABLE = 30.0, 1e3
 Evaluate = Callable[[Tensor, float], Tensor]
+
+
+class Diverged(FloatingPointError):
+    """Members of a block diverged. The others are as good as ever.
+
+    Arguments:
+        failures: What happened to each member that failed, by its index.
+        trajectories: All members' trajectories, NaN where they failed, with shape
+            `(member, time, channel, *space)`.
+    """
+
+    def __init__(self, failures: Mapping[int, str], trajectories: Tensor) -> None:
+        first, *others = (failures[member] for member in sorted(failures))
+        also = f", as did {len(others)} other of {len(trajectories)} members" if others else ""
+        super().__init__(
+            f"{first}{also}: use guidance 'static', smaller Langevin steps or none, or check the "
+            f"observations' std"
+        )
+        self.failures, self.trajectories = dict(failures), trajectories
 
 
 class MemberNoise:
@@ -319,7 +338,8 @@ def sample(
 
     Raises:
         ValueError: If an option is unknown or out of range.
-        FloatingPointError: If a member diverges; names the member and the level.
+        Diverged: If members diverge, a `FloatingPointError` that names each with its level, and has
+            the trajectories of the others.
     """
 
     if sampler not in SAMPLERS:
@@ -368,6 +388,10 @@ def integrate(
         sampler: The sampler, which has the levels.
         noise: The source of noise, for stochastic samplers and Langevin steps.
         langevin, smc, progress, seed, members: See `sample`.
+
+    Raises:
+        ValueError: If the options do not go together.
+        Diverged: If members diverge, once the others are done.
     """
 
     levels = sampler.levels.tolist()
@@ -381,6 +405,7 @@ def integrate(
     if langevin is not None and noise is None:
         raise ValueError("Langevin steps need a source of noise")
     particles = None if smc is None else smc.begin(denoiser, seed, members)
+    failures: dict[int, str] = {}
 
     def evaluate(z: Tensor, s: float) -> Tensor:
         # Not through a tensor, which would round s: what is kept for each level is found by it.
@@ -401,10 +426,25 @@ def integrate(
         if particles is not None:
             particles.leave(analysis, x, i)
         x = analysis.mean if last else sampler.step(i, x, analysis.mean, evaluate, noise)
-        _check(x, members, i, s, last)
+        lost = _lost(x, s, last)
+        if lost.any():
+            coupled = lost if particles is None else particles.drop(lost)
+            for j in coupled.nonzero().flatten().tolist():
+                what = "diverged" if lost[j] else "was weighed against one that diverged"
+                failures.setdefault(
+                    members[j], f"member {members[j]} {what} at level {i} (s = {s:.3g})"
+                )
+            # They go on from the climatological mean: nothing of theirs may touch the others.
+            x = _cleared(x, coupled)
+            sampler.history = [_cleared(past, coupled) for past in sampler.history]
+            if len(failures) == len(members):
+                break
         if progress is not None:
             progress(i + 1, len(levels))
 
+    if failures:
+        failed = torch.tensor([member in failures for member in members], device=x.device)
+        raise Diverged(failures, _cleared(x, failed, math.nan))
     return x
 
 
@@ -420,12 +460,19 @@ def prepare(denoiser: Denoiser, shape: tuple[int, ...], seed: int, **options: An
         shape: The shape `(time, channel, *space)`.
         seed: The seed of the run.
         options: The options of `sample`.
+
+    Raises:
+        FloatingPointError: If a pilot diverges.
     """
 
     if getattr(denoiser, "prepared", True):
         return
-    with denoiser.recording():
-        sample(denoiser, shape, seed, denoiser.pilots, stream=PILOT, **options)
+    try:
+        with denoiser.recording():
+            sample(denoiser, shape, seed, denoiser.pilots, stream=PILOT, **options)
+    except Diverged as error:
+        # All members would share what the pilots leave: there is no run without them.
+        raise FloatingPointError(f"a pilot of the guidance failed: {error}") from error
 
 
 def _start(
@@ -441,19 +488,17 @@ def _start(
     return s * noise(tuple(shape))
 
 
-def _check(x: Tensor, members: list[int], i: int, s: float, last: bool) -> None:
-    """Raises if a member is not finite or has left any plausible range.
+def _lost(x: Tensor, s: float, last: bool) -> Tensor:
+    """Which members are not finite or have left any plausible range, with shape `(member)`.
 
     A normalised state is a few standard deviations large, its noise a few `s`. On the way down
     unstable guidances go up to a few hundred and come back; what is left at the end stays.
     """
 
     limit = PLAUSIBLE if last else RECOVERABLE
-    bad = ~(x.flatten(1).abs().amax(1) < limit * (1 + s))
-    if bad.any():
-        index = int(bad.nonzero()[0])
-        raise FloatingPointError(
-            f"member {members[index]} diverged at level {i} (s = {s:.3g}), as did {int(bad.sum())} "
-            f"of the {len(members)} members of its block: use guidance 'static', smaller Langevin "
-            f"steps or none, or check the observations' std"
-        )
+    return ~(x.flatten(1).abs().amax(1) < limit * (1 + s))
+
+
+def _cleared(x: Tensor, members: Tensor, value: float = 0.0) -> Tensor:
+    """`x` with the value in place of the members of a mask."""
+    return torch.where(members.reshape(-1, *[1] * (x.ndim - 1)), value, x)

@@ -149,6 +149,8 @@ class Particles:
         ancestors, smallest = torch.arange(len(self.members)), 1.0
         for g, places in self.groups.items():
             weights = torch.softmax(self.log_weights[places], 0).numpy()
+            if not np.isfinite(weights).all():
+                continue  # a member diverges, which is found at the end of the level
             size = 1 / np.square(weights).sum() / len(places)
             smallest = min(smallest, size)
             if size >= (1 - 1e-6 if last else self.options.threshold):
@@ -160,6 +162,24 @@ class Particles:
         self.sizes.append(float(smallest))
 
         return None if (ancestors == torch.arange(len(ancestors))).all() else ancestors
+
+    def drop(self, members: Tensor) -> Tensor:
+        """Gives up the groups of members that diverged, whose weights mean nothing without them.
+
+        Arguments:
+            members: The places of the members that diverged, a mask with shape `(member)`.
+
+        Returns:
+            The places of all members of their groups, with the same shape.
+        """
+
+        coupled = members.clone()
+        for g, places in list(self.groups.items()):
+            if members[places].any():
+                coupled[places] = True
+                del self.groups[g]
+
+        return coupled
 
     def _terms(self, analysis: Analysis, x: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """The logarithm of the twist, and the rate of the rest of the weight."""

@@ -15,7 +15,7 @@ from sda.denoiser import Denoiser, GaussianDenoiser
 from sda.fidelity import KINDS, affine_moments, evaluate, gaussian_case, gaussian_start, scores
 from sda.guidance import guide
 from sda.langevin import Langevin
-from sda.sampling import SAMPLERS, adams_bashforth, integrate, log_levels, sample
+from sda.sampling import SAMPLERS, Diverged, adams_bashforth, integrate, log_levels, sample
 
 torch.set_num_threads(1)
 
@@ -196,3 +196,37 @@ def test_divergence_names_the_member_and_the_level() -> None:
 
     with pytest.raises(FloatingPointError, match=r"member 7 diverged at level \d+ \(s = 0\.\d"):
         sample(Diverging(), (4, 3), 0, [5, 7], steps=8)
+
+
+@pytest.mark.parametrize("guidance", ["static", "mmps"])
+def test_only_members_that_diverge_are_lost(guidance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the block: the others are what they are without them."""
+
+    case = gaussian_case(8, "dense-noisy")
+    options = {"steps": 8, "langevin": Langevin(s_max=3.0), "dtype": torch.float64}
+
+    def run(members: list[int]) -> tuple[torch.Tensor, dict[int, str]]:
+        guided = guide(guidance, case.denoiser, case.likelihood, case.covariance)
+        try:
+            return sample(guided, (8, 3), 3, members, **options), {}
+        except Diverged as error:
+            return error.trajectories, error.failures
+
+    healthy, none = run(list(range(12)))
+    denoise = GaussianDenoiser.denoise
+
+    def diverging(self: Denoiser, x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        ill = (x.mean((1, 2)) > 0.2) & (s < 1)
+        return torch.where(ill[:, None, None], math.nan, denoise(self, x, s))
+
+    monkeypatch.setattr(GaussianDenoiser, "denoise", diverging)
+    whole, failures = run(list(range(12)))
+    lost = sorted(failures)
+    assert not none and 2 <= len(lost) <= 10
+    assert all(failures[m].startswith(f"member {m} diverged at level ") for m in lost)
+    kept = [m for m in range(12) if m not in lost]
+    assert whole[lost].isnan().all()
+    assert torch.allclose(whole[kept], healthy[kept], atol=1e-9)
+    parts = [run(members) for members in ([0], [1, 2, 3, 4], [5, 6], list(range(7, 12)))]
+    assert torch.allclose(torch.cat([x for x, _ in parts]), whole, atol=1e-9, equal_nan=True)
+    assert {m: text for _, part in parts for m, text in part.items()} == failures

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from sda.covariance import DenseCovariance
-from sda.denoiser import Denoiser
+from sda.denoiser import Denoiser, GaussianDenoiser
 from sda.fidelity import gaussian_case
 from sda.guidance import guide
 from sda.langevin import Langevin
 from sda.observation.likelihood import Likelihood
-from sda.sampling import sample
+from sda.sampling import Diverged, sample
 from sda.smc import ParticleStep, systematic
 
 torch.set_num_threads(1)
@@ -113,6 +113,30 @@ def test_systematic_resampling() -> None:
         counts += count / 1000
     assert np.allclose(counts, 16 * weights, atol=0.01)
     assert (systematic(np.full(8, 1 / 8), 0.3) == np.arange(8)).all()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_a_member_that_diverges_costs_its_group_only(threshold: float) -> None:
+    class Diverging(GaussianDenoiser):
+        def denoise(self, x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+            mean = super().denoise(x, s)
+            return mean.index_fill(0, torch.tensor([11]), math.nan) if 0.5 < s < 1 else mean
+
+    case = gaussian_case(8, "dense-noisy")
+    guided = guide("static", Diverging(case.covariance), case.likelihood, case.covariance)
+    exact = guide("static", case.denoiser, case.likelihood, case.covariance)
+    options = {
+        "smc": ParticleStep(group=8, threshold=threshold), "langevin": Langevin(s_max=2.0),
+        "steps": 10, "dtype": torch.float64,
+    }  # fmt: skip
+    with pytest.raises(Diverged) as info:
+        sample(guided, (8, 3), 1, 24, **options)
+    failures, x = info.value.failures, info.value.trajectories
+    assert sorted(failures) == list(range(8, 16)) and "member 11 diverged" in failures[11]
+    assert "member 8 was weighed against one that diverged at level" in failures[8]
+    assert x[8:16].isnan().all()
+    others = [*range(8), *range(16, 24)]
+    assert torch.allclose(x[others], sample(exact, (8, 3), 1, 24, **options)[others], atol=1e-9)
 
 
 def test_bad_options() -> None:

@@ -108,7 +108,9 @@ def gmres(operator: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> T
 
     rhs = torch.zeros(len(b), iterations + 1, 1, dtype=torch.float64, device=b.device)
     rhs[:, 0, 0] = norm[:, 0]
-    weights = torch.linalg.pinv(hessenberg) @ rhs
+    # A member that diverged has no solution, and must not keep the others from theirs.
+    finite = hessenberg.isfinite().all(2, keepdim=True).all(1, keepdim=True)
+    weights = torch.linalg.pinv(torch.where(finite, hessenberg, 0.0)) @ rhs
 
     return sum(weights[:, j].to(b.dtype) * basis[j] for j in range(iterations))
 
