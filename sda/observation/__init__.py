@@ -11,6 +11,7 @@ from .likelihood import Likelihood
 from .observations import Observations, ObservationSet
 from .operator import Bound, Compose, Operator, check_linear, from_config
 from .select import Mask, Select, Subsample
+from .sequence import ObservedTime, sequence
 from .vorticity import SaturatingVorticity, Vorticity
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Mask",
     "ObservationSet",
     "Observations",
+    "ObservedTime",
     "OnGrid",
     "Operator",
     "Points",
@@ -37,4 +39,5 @@ __all__ = [
     "from_config",
     "observe",
     "register",
+    "sequence",
 ]

@@ -20,7 +20,7 @@ from dynamics.layout import summary
 
 from .domain import Domain, Grid, locate
 from .observations import Observations, ObservationSet
-from .operator import Bound, Operator, from_config, known, on_grid
+from .operator import Bound, Operator, from_config, known, on_grid, within
 from .select import Select
 
 KINDS = ("points", "averages")
@@ -147,6 +147,12 @@ class OnGrid(Operator):
 
     def times(self) -> list[np.ndarray]:
         return self.select.times()
+
+    def during(self, first: float, last: float, times: np.ndarray | None = None) -> Operator:
+        keep = within(self.select.times()[0], first, last)
+        variables = self.select.variables or ()
+
+        return OnGrid(self.coords, variables, self.select.times()[0][keep], self.kind)
 
     def arguments(self) -> dict[str, Any]:
         return {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .domain import TIME_TOLERANCE, Domain, Points, locate
-from .operator import Bound, Operator, known, on_grid
+from .operator import Bound, Operator, known, on_grid, within
 
 
 class Interpolate(Operator):
@@ -126,6 +126,13 @@ class Interpolate(Operator):
 
     def anchor(self, domain: Domain) -> Operator:
         return self
+
+    def during(self, first: float, last: float, times: np.ndarray | None = None) -> Operator:
+        if "time" not in self.points:
+            return self
+        keep = within(self.points["time"], first, last)
+
+        return Interpolate({name: column[keep] for name, column in self.points.items()})
 
     def arguments(self) -> dict[str, Any]:
         return {"points": {name: column.tolist() for name, column in self.points.items()}}

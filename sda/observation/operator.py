@@ -98,6 +98,26 @@ class Operator(abc.ABC):
         """The times that the operator names, one array for each selection of times."""
         return []
 
+    def during(self, first: float, last: float, times: np.ndarray | None = None) -> "Operator":
+        """The operator for the times `first < time <= last` alone.
+
+        Arguments:
+            first: The time after which.
+            last: The time until which, included.
+            times: The times of the arrays that the operator gets without this restriction, where an
+                operator before it has named them.
+
+        Raises:
+            ValueError: If the result depends on several times at once.
+        """
+
+        if not self.timewise:
+            raise ValueError(
+                f"{self!r} depends on the states at several times: it cannot be assimilated one "
+                f"time after the other, only by a method for whole trajectories"
+            )
+        return self
+
     def config(self) -> dict[str, Any]:
         """The operator as plain JSON types, the inverse of `from_config`."""
         return {"operator": type(self).__name__, **self.arguments()}
@@ -172,6 +192,14 @@ class Compose(Operator):
 
     def times(self) -> list[np.ndarray]:
         return [times for operator in self.operators for times in operator.times()]
+
+    def during(self, first: float, last: float, times: np.ndarray | None = None) -> Operator:
+        parts = []
+        for operator in self.operators:
+            parts.append(operator.during(first, last, times))
+            times = operator.times()[0] if operator.times() else times
+
+        return Compose(*parts)
 
     def arguments(self) -> dict[str, Any]:
         return {"operators": [operator.config() for operator in self.operators]}
@@ -279,6 +307,22 @@ def known(kind: str, given: Any, expected: Any) -> None:
 
     if unknown := [name for name in given if name not in expected]:
         raise ValueError(f"unknown {kind} {unknown}: expected some of {list(expected)}")
+
+
+def within(times: np.ndarray, first: float, last: float) -> np.ndarray:
+    """Which times satisfy `first < time <= last`.
+
+    Raises:
+        ValueError: If none does.
+    """
+
+    keep = (times > first) & (times <= last)
+    if not keep.any():
+        raise ValueError(
+            f"no observation time is after {first:g} and until {last:g}: they are "
+            f"{times.min():g} … {times.max():g}"
+        )
+    return keep
 
 
 def pack(array: np.ndarray) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import xarray as xr
 from torch import Tensor
 
 from .domain import TIME_TOLERANCE, Domain, Grid, Points, locate
-from .operator import Bound, Operator, known, on_grid, pack, unpack
+from .operator import Bound, Operator, known, on_grid, pack, unpack, within
 
 
 class Select(Operator):
@@ -152,6 +152,13 @@ class Select(Operator):
 
     def times(self) -> list[np.ndarray]:
         return [] if self.time_values is None else [self.time_values]
+
+    def during(self, first: float, last: float, times: np.ndarray | None = None) -> Operator:
+        if self.time_values is None:
+            return self
+        keep = within(self.time_values, first, last)
+
+        return Select(self.variables, self.time_values[keep], self.region)
 
     def arguments(self) -> dict[str, Any]:
         steps = self.steps
@@ -330,8 +337,21 @@ class Mask(Operator):
     def anchor(self, domain: Domain) -> Operator:
         grid = on_grid(self, domain)
         timed = self.mask.ndim == len(grid.shape) if self.dims is None else "time" in self.dims
+        if not timed:
+            return self
+        if self.dims is None:  # named, so that the mask itself says that it depends on time
+            return Select(times=grid.time) >> Mask(self.mask, ("time", "variable", *grid.dims))
 
-        return Select(times=grid.time) >> self if timed else self
+        return Select(times=grid.time) >> self
+
+    def during(self, first: float, last: float, times: np.ndarray | None = None) -> Operator:
+        if self.dims is None or "time" not in self.dims:
+            return self
+        axis = self.dims.index("time")
+        if times is None or len(times) != self.mask.shape[axis]:
+            raise ValueError(f"{self!r} has a time axis of its own, but no times are known for it")
+
+        return Mask(np.compress(within(times, first, last), self.mask, axis), self.dims)
 
     def arguments(self) -> dict[str, Any]:
         return {"mask": pack(self.mask), "dims": self.dims}
