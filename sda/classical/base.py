@@ -7,7 +7,7 @@ A method gets a system, observations and a first ensemble, and alternates
 
 Repetitions, with a truth and observed values of their own each, run side by side: ensembles are
 `(repetition, member, channel, *space)`, and one batched call advances or analyses them all. The
-random numbers of a repetition come from its own seed, so that it is the same alone or beside others.
+random numbers of a repetition come from its own seed: it is the same alone or beside others.
 """
 
 import abc
@@ -291,8 +291,8 @@ class Method(abc.ABC):
             progress: Whether a progress bar is shown.
 
         Returns:
-            The analysis ensemble, with dimensions `(member, time, *space)`: at the analysis times for
-            a filter, at all times for a smoother. A list of them for several repetitions. The
+            The analysis ensemble, with dimensions `(member, time, *space)`: at the analysis times
+            for a filter, at all times for a smoother. A list of them for several repetitions. The
             attributes `diverged` and `diverged_time` say whether and when it was lost.
 
         Raises:
@@ -304,7 +304,7 @@ class Method(abc.ABC):
         from ..assimilation import precision
 
         several = not isinstance(observations, Observations)
-        sets = list(observations) if several else [observations]  # type: ignore[arg-type, list-item]
+        sets = [observations] if isinstance(observations, Observations) else list(observations)
         seeds = [seed] if isinstance(seed, int) else list(seed)
         if len(seeds) != len(sets) or min(seeds) < 0:
             raise ValueError(

@@ -79,15 +79,15 @@ class Gaussian(Initial):
                 f"{shape} of {type(system).__name__}"
             ) from error
         noise = member_generator(seed, 0, INITIAL).standard_normal((members, *shape))
-        if self.root is not None:
+        if self.variance is not None:
+            anomalies = np.sqrt(self.variance) * noise
+        elif self.root is not None:
             if self.root.shape[0] != mean.size:
                 raise ValueError(
                     f"an initial covariance {self.root.shape} does not fit states of {mean.size} "
                     f"values"
                 )
             anomalies = (noise.reshape(members, -1) @ self.root.T).reshape(noise.shape)
-        else:
-            anomalies = np.sqrt(self.variance) * noise
 
         return system.lift(torch.from_numpy(mean + anomalies).to(device, dtype))
 
