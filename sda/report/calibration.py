@@ -1,0 +1,136 @@
+"""The figures of calibration: spread beside error, ranks, coverage.
+
+Rank histograms and coverage say the same of a method whose truths are independent; the histogram
+shows how it errs, the curve what an interval of it is worth.
+"""
+
+import numpy as np
+
+from ..plotting.style import new_figure
+from .axes import Drawing, ends, legend, panel, units
+from .results import Results
+from .statistics import over_repetitions, thinned
+from .svg import GREY, INK, colour, inline, line, look, mark, marker, plain
+
+
+def spread_skill(results: Results) -> list[Drawing]:
+    """RMSE and spread in time, a panel for each method."""
+
+    errors, spreads = results.values("rmse_time"), results.values("spread_time")
+    if errors is None or spreads is None:
+        return []
+    pair = np.stack([errors, spreads])
+    time, pair, _ = thinned(results.coordinate("time"), pair, 80)
+    errors, spreads = (over_repetitions(values)[0] for values in pair)
+    both = [m for m in results.methods if np.isfinite(errors[m.index] + spreads[m.index]).any()]
+    drawings = []
+    for method in both:
+        i = method.index
+        with look():
+            figure, axes = panel()
+            axes.plot(time, errors[i], color=INK, lw=1, label="RMSE")
+            axes.plot(time, spreads[i], "--", color=colour(method), lw=1.3, label="spread")
+            axes.set_ylim(0, 1.15 * float(np.nanquantile([errors[i], spreads[i]], 0.98)))
+            axes.set_xlim(*ends(time))
+            axes.set_xlabel(units(results, "time"))
+            axes.legend(loc="upper center", ncols=2, borderaxespad=0.1)
+            words = (
+                f"RMSE {np.nanmean(errors[i]):.3g} and spread {np.nanmean(spreads[i]):.3g} "
+                f"on average"
+            )
+            svg = inline(figure, f"spread-{i}", f"{method.label}: RMSE and spread", words)
+        drawings.append(Drawing(svg, method.label, method=method))
+
+    return drawings
+
+
+def ranks(results: Results) -> list[Drawing]:
+    """Rank histograms, a panel for each method that has an ensemble."""
+
+    if (histograms := results.values("rank_histogram")) is None:
+        return []
+    low = results.values("rank_histogram_low")
+    high = results.values("rank_histogram_high")
+    drawings = []
+    for method in results.methods:
+        i = method.index
+        rows = histograms[i][np.isfinite(histograms[i]).any(axis=1)]
+        if not len(rows):
+            continue
+        kept = np.isfinite(rows).any(axis=0)
+        rows = rows[:, kept] / np.nansum(rows[:, kept], axis=1, keepdims=True) * kept.sum()
+        bins = rows.shape[1]
+        edges = np.linspace(0, 1, bins + 1)
+        mean = np.nanmean(rows, axis=0)
+        with look():
+            figure, axes = panel()
+            axes.grid(visible=False)
+            if low is not None and high is not None:
+                band = [np.nanmean(b[i][:, kept], axis=0) * bins for b in (low, high)]
+                bottom, top = (np.append(values, values[-1]) for values in band)
+                axes.fill_between(edges, bottom, top, step="post", color=GREY, alpha=0.4, lw=0)
+            axes.stairs(mean, edges, fill=True, color=colour(method), alpha=0.55, lw=0)
+            axes.stairs(mean, edges, color=colour(method), lw=0.9)
+            if len(rows) > 1:
+                axes.vlines(
+                    (edges[1:] + edges[:-1]) / 2,
+                    np.nanmin(rows, axis=0),
+                    np.nanmax(rows, axis=0),
+                    color=INK,
+                    lw=min(1.2, 24 / bins),
+                )
+            axes.axhline(1, color=INK, lw=0.6, ls=(0, (3, 2)))
+            axes.set_xlim(0, 1)
+            axes.set_ylim(0, max(2.0, 1.08 * float(np.nanmax(rows))))
+            axes.set_xlabel("rank of the truth / members")
+            words = (
+                f"Relative frequency in {bins} bins, 1 if calibrated: {mean[0]:.2f} in the lowest, "
+                f"{np.median(mean):.2f} in the median, {mean[-1]:.2f} in the highest"
+            )
+            svg = inline(figure, f"ranks-{i}", f"{method.label}: rank histogram", words)
+        drawings.append(Drawing(svg, method.label, method=method))
+
+    return drawings
+
+
+def coverage(results: Results) -> list[Drawing]:
+    """How often the truth is inside central intervals, against their level."""
+
+    if (values := results.values("coverage")) is None:
+        return []
+    level = results.coordinate("level")
+    means, lows, highs = over_repetitions(values)
+    shown = [m for m in results.methods if np.isfinite(means[m.index]).any()]
+    with look():
+        figure = new_figure(4.2, 4.0 + 0.16 * ((len(shown) + 1) // 2))
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=INK, lw=0.8)
+        for method in shown:
+            i = method.index
+            band = axes.fill_between(
+                level, lows[i], highs[i], color=colour(method), alpha=0.18, lw=0
+            )
+            (curve,) = axes.plot(
+                level,
+                means[i],
+                marker=marker(method),
+                ms=3.5,
+                lw=1.1,
+                label=plain(method.label),
+                **line(method),
+            )
+            mark(method, band, curve)
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        axes.set(xlabel="level of the central interval", ylabel="share of the truth inside")
+        legend(figure, axes, columns=2)
+        widest = int(np.argmax(level))
+        words = "; ".join(f"{m.label}: {means[m.index][widest]:.2f}" for m in shown)
+        words = f"Share of the truth inside the interval of level {level[widest]:g}: {words}"
+        svg = inline(figure, "coverage", "Coverage of central intervals", words)
+    caption = (
+        "Share of the truth inside central intervals, against their level; on the diagonal if "
+        "calibrated, below it if the ensemble is too sure. Lines: mean over the repetitions; "
+        "bands: smallest to largest."
+    )
+
+    return [Drawing(svg, "Coverage of central intervals", caption)]

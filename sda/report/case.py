@@ -1,0 +1,209 @@
+"""One case: truth, observations, and the mean and the spread of each method.
+
+Fields in the plane are maps; fields over one dimension are drawn against time; what has no space is
+a series. All maps share their colours, but for the spreads, which have a scale of their own.
+"""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from numpy.typing import NDArray
+
+from ..plotting.states import cell_edges
+from ..plotting.style import OBSERVED, frame_axes, label, limits, new_figure
+from .axes import Drawing, ends, panel, units
+from .results import Method, Results, clean
+from .svg import GREY, INK, colour, inline, look
+
+VARIABLE = "case_variable"
+
+
+def case(results: Results) -> list[tuple[str, list[Drawing]]]:
+    """The drawings of the case, by variable; empty if the results hold none."""
+
+    data = results.dataset
+    if not {"case_truth", "case_mean"} <= {str(name) for name in data.data_vars}:
+        return []
+    if VARIABLE not in data["case_truth"].dims:
+        return [("", of_variable(results, data, "0"))]
+    names = (
+        [clean(name) for name in data[VARIABLE].values]
+        if VARIABLE in data.coords
+        else [f"variable {k}" for k in range(data.sizes[VARIABLE])]
+    )
+
+    return [
+        (name, of_variable(results, data.isel({VARIABLE: k}), str(k)))
+        for k, name in enumerate(names)
+    ]
+
+
+def of_variable(results: Results, data: xr.Dataset, key: str) -> list[Drawing]:
+    """The drawings of one variable, in the way that fits its dimensions.
+
+    Raises:
+        ValueError: If it has more than two dimensions.
+    """
+
+    dims = [str(dim) for dim in data["case_truth"].dims]
+    if len(dims) == 1:
+        return series(results, data, dims[0], key)
+    if len(dims) == 2:
+        # Time goes up, as in the figures of `sda.plotting`.
+        rows, columns = sorted(dims, key=lambda dim: "time" not in dim) if "y" not in dims else dims
+        return maps(results, data.transpose(..., rows, columns), (rows, columns), key)
+    raise ValueError(
+        f"a case is a series, a map or a field in time, got the dimensions {dims}: "
+        f"select the others before storing it"
+    )
+
+
+def fields(results: Results, data: xr.Dataset, name: str) -> dict[int, NDArray]:
+    """A field of each method that has one."""
+
+    if name not in data or "method" not in data[name].dims:
+        return {}
+    kept = {
+        m.index: np.asarray(data[name].isel(method=m.index).values, dtype=np.float64)
+        for m in results.methods
+    }
+
+    return {i: values for i, values in kept.items() if np.isfinite(values).any()}
+
+
+def maps(results: Results, data: xr.Dataset, dims: tuple[str, str], key: str) -> list[Drawing]:
+    """Maps: truth, observations, and the mean and spread of each method."""
+
+    truth = np.asarray(data["case_truth"].values, dtype=np.float64)
+    means, spreads = fields(results, data, "case_mean"), fields(results, data, "case_spread")
+    low, high, colours = limits(truth)
+    shared = {"vmin": low, "vmax": high, "cmap": colours}
+    tops = [np.nanquantile(values, 0.995) for values in spreads.values()]
+    # The widest spread may be that of a method that knows nothing: it must not darken the others.
+    top = float(np.median(tops)) * 1.5 if tops else 1.0
+    own = {"vmin": 0.0, "vmax": top or 1.0, "cmap": "magma"}
+    edges = [
+        cell_edges(np.asarray(data[dim].values, dtype=np.float64))
+        if dim in data.coords
+        else np.arange(data.sizes[dim] + 1.0)
+        for dim in dims
+    ]
+    extent = (edges[1][0], edges[1][-1], edges[0][0], edges[0][-1])
+
+    def draw(
+        values: NDArray, scale: dict[str, Any], name: str, title: str, method: Method | None = None
+    ) -> Drawing:
+        with look():
+            figure = map_panel(values, scale, extent, dims)
+            seen = values[np.isfinite(values)]
+            reach = f"from {seen.min():.3g} to {seen.max():.3g}" if len(seen) else "nothing"
+            if method is None:
+                error = ""
+            else:
+                error = f", root mean square {np.sqrt(np.mean(seen**2)):.3g}"
+            svg = inline(figure, f"case-{key}-{name}", title, f"Values {reach}{error}")
+        return Drawing(svg, title, method=method)
+
+    drawings = [draw(truth, shared, "truth", "Truth")]
+    if "case_observed" in data and np.isfinite(data["case_observed"]).any():
+        drawings.append(draw(data["case_observed"].values, shared, "observed", "Observations"))
+    drawings.append(bars(label(data["case_truth"], "value"), shared, own, f"case-{key}-bars"))
+    for method in results.methods:
+        i = method.index
+        if i in means:
+            rms = np.sqrt(np.nanmean((means[i] - truth) ** 2))
+            title = f"{method.label}: mean (RMSE {rms:.3g})"
+            drawings.append(draw(means[i], shared, f"mean-{i}", title, method))
+        if i in spreads:
+            rms = np.sqrt(np.nanmean(spreads[i] ** 2))
+            title = f"{method.label}: spread ({rms:.3g})"
+            drawings.append(draw(spreads[i], own, f"spread-{i}", title, method))
+
+    return drawings
+
+
+def map_panel(
+    values: NDArray,
+    scale: dict[str, Any],
+    extent: tuple[float, float, float, float],
+    dims: tuple[str, str],
+) -> Any:
+    """One map, without ticks where both axes are space."""
+
+    plane = not any("time" in dim for dim in dims)
+    aspect = (extent[3] - extent[2]) / (extent[1] - extent[0]) if plane else 1.0
+    figure = new_figure(1.9, 1.9 * float(np.clip(aspect, 0.3, 2)) + (0 if plane else 0.25))
+    axes = figure.subplots()
+    axes.grid(visible=False)
+    # What was not observed shows the page through.
+    axes.imshow(values, origin="lower", extent=extent, aspect="equal" if plane else "auto", **scale)
+    if plane:
+        frame_axes(axes)
+    else:
+        axes.set(xlabel=dims[1], ylabel=dims[0])
+
+    return figure
+
+
+def bars(name: str, shared: dict[str, Any], own: dict[str, Any], key: str) -> Drawing:
+    """The two colour bars."""
+
+    with look():
+        figure = new_figure(2.4, 1.5)
+        for axes, scale, title in zip(
+            figure.subplots(2, 1), (shared, own), (name, "spread"), strict=True
+        ):
+            colours = ScalarMappable(Normalize(scale["vmin"], scale["vmax"]), scale["cmap"])
+            bar = figure.colorbar(colours, cax=axes, orientation="horizontal", extend="max")
+            bar.set_label(title)
+            bar.outline.set_linewidth(0.5)
+        words = (
+            f"Values from {shared['vmin']:.3g} to {shared['vmax']:.3g}, spread from 0 to "
+            f"{own['vmax']:.3g}"
+        )
+        svg = inline(figure, key, "Colours", words)
+
+    return Drawing(svg, "Colours")
+
+
+def series(results: Results, data: xr.Dataset, dim: str, key: str) -> list[Drawing]:
+    """Series: truth and observations, with the mean and twice the spread of each method."""
+
+    time = (
+        np.asarray(data[dim].values, dtype=np.float64)
+        if dim in data.coords
+        else np.arange(float(data.sizes[dim]))
+    )
+    truth = np.asarray(data["case_truth"].values, dtype=np.float64)
+    observed = data["case_observed"].values if "case_observed" in data else truth * np.nan
+    means, spreads = fields(results, data, "case_mean"), fields(results, data, "case_spread")
+    low, high = float(np.nanmin(truth)), float(np.nanmax(truth))
+    margin = 0.15 * (high - low or 1.0)
+    drawings = []
+    for method in results.methods:
+        i = method.index
+        if i not in means:
+            continue
+        with look():
+            figure, axes = panel(3.6, 1.9)
+            if i in spreads:
+                band = means[i] - 2 * spreads[i], means[i] + 2 * spreads[i]
+                axes.fill_between(time, *band, color=colour(method), alpha=0.25, lw=0)
+            axes.plot(time, truth, color=INK, lw=0.9, label="truth")
+            axes.plot(time, means[i], color=colour(method), lw=1.3, label="mean ± 2 spread")
+            axes.plot(
+                time, observed, "o", ms=2.6, color=OBSERVED, mec=GREY, mew=0.3, label="observations"
+            )
+            axes.set_xlim(*ends(time))
+            axes.set_ylim(low - margin, high + 2 * margin)
+            axes.set(xlabel=units(results, dim), ylabel=label(data["case_truth"], "value"))
+            axes.legend(loc="upper center", ncols=3, borderaxespad=0.1, columnspacing=1)
+            rms = np.sqrt(np.nanmean((means[i] - truth) ** 2))
+            words = f"The mean is {rms:.3g} from the truth in the root mean square"
+            svg = inline(figure, f"case-{key}-{i}", f"{method.label}: one case", words)
+        drawings.append(Drawing(svg, f"{method.label} (RMSE {rms:.3g})", method=method))
+
+    return drawings

@@ -1,0 +1,336 @@
+"""The tables of the report.
+
+A cell carries the number that it sorts by, so that a table sorts by value and not by text; what is
+missing has none and comes last either way.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .markup import Markup, join, tag
+from .numerals import count, decimals, number, percent
+from .results import Method, Results
+from .statistics import COSTS, SCORES, Estimate, Score, best, estimate, relative
+from .svg import swatch
+
+MEBIBYTE = 2.0**20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        content: What it shows.
+        value: What it sorts by: a number, a text, or None for what is missing.
+        class_: Its class, for the style.
+    """
+
+    content: object
+    value: float | str | None = None
+    class_: str | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its heading, and its explanation."""
+
+    title: object
+    hint: str = ""
+
+
+def table(caption: object, columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> Markup:
+    """A table that sorts by its columns. The first cell of each row is its heading."""
+
+    head = []
+    for column in columns:
+        button = tag("button", column.title, type="button", title=column.hint or None)
+        head.append(tag("th", button, scope="col", aria_sort="none"))
+    body = []
+    for row in rows:
+        cells = []
+        for k, cell in enumerate(row):
+            value = None if isinstance(cell.value, float) and math.isnan(cell.value) else cell.value
+            cells.append(
+                tag(
+                    "td" if k else "th",
+                    cell.content,
+                    scope=None if k else "row",
+                    class_=cell.class_,
+                    data_value=repr(value) if isinstance(value, float) else value,
+                )
+            )
+        body.append(tag("tr", *cells))
+    inner = tag(
+        "table",
+        tag("caption", caption),
+        tag("thead", tag("tr", *head)),
+        tag("tbody", *body),
+        class_="sortable",
+    )
+
+    return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label="Table")
+
+
+def heading(method: Method) -> Cell:
+    """The cell that names a method."""
+
+    return Cell(join([swatch(method), tag("span", method.label)]), method.label, "method")
+
+
+def kind(method: Method) -> Cell:
+    """The cell that says of what kind a method is."""
+
+    return Cell(method.kind or "–", method.kind or None, "text")
+
+
+def variant(method: Method) -> Cell:
+    """The cell that says whether a method is tuned."""
+
+    if method.tuned is None:
+        return Cell("–", None, "text")
+    word = "tuned" if method.tuned else "untuned"
+
+    return Cell(tag("span", word, class_=word), word, "text")
+
+
+def runs(results: Results, method: Method) -> Cell:
+    """The cell that counts the runs: how many ended, and what became of the others."""
+
+    i = method.index
+    lost = int(results.diverged[i].sum())
+    made = int(results.ran[i].sum())
+    ended = made - lost
+    words = [str(ended)]
+    if lost:
+        words.append(f"{lost} diverged")
+    if missing := results.repetitions - made:
+        words.append(f"{missing} not run")
+    content = join([words[0], *(tag("small", word) for word in words[1:])])
+
+    return Cell(content, float(ended), "lost" if lost else None)
+
+
+def estimates(results: Results, score: Score, scale: float = 1.0) -> list[Estimate] | None:
+    """The estimates of a score for each method; None if the results do not have it."""
+
+    if (values := results.values(score.name)) is None:
+        return None
+
+    return [estimate(row / scale) for row in values]
+
+
+def shown(value: Estimate, digits: int, bold: bool = False, mark: str = "") -> Cell:
+    """The cell of an estimate: mean, standard error, and the range below."""
+
+    if not value.n:
+        return Cell("–")
+    mean = tag("strong" if bold else "span", number(value.mean, digits))
+    error = f" ± {number(value.error, digits)}" if value.n > 1 else ""
+    reach = (
+        tag("small", f"{number(value.low, digits)} … {number(value.high, digits)}")
+        if value.n > 1
+        else ""
+    )
+
+    return Cell(join([mean, error, mark, reach]), value.mean, "best" if bold else None)
+
+
+def scores(results: Results) -> Markup:
+    """The summary: every score of every method, the published one, and what became of the runs."""
+
+    columns = [Column("Method")]
+    cells: list[list[Cell]] = [[heading(method)] for method in results.methods]
+    if any(method.kind for method in results.methods):
+        columns.append(Column("Kind"))
+        for row, method in zip(cells, results.methods):
+            row.append(kind(method))
+    if any(method.tuned is not None for method in results.methods):
+        columns.append(Column("Variant", "whether parameters were searched for on another truth"))
+        for row, method in zip(cells, results.methods):
+            row.append(variant(method))
+    headline = [score for score in SCORES if score.name == results.score]
+    others = [score for score in SCORES if score.name != results.score]
+    for score in (headline or [Score(results.score, results.score, -np.inf)]) + others:
+        add_score(results, score, columns, cells)
+    columns.append(Column("Runs", "runs that ended, and what became of the others"))
+    for row, method in zip(cells, results.methods):
+        row.append(runs(results, method))
+
+    return table(caption(results), columns, cells)
+
+
+def add_score(
+    results: Results, score: Score, columns: list[Column], cells: list[list[Cell]]
+) -> None:
+    """Adds the column of a score, and after the headline score the published one."""
+
+    main = score.name == results.score
+    known = estimates(results, score)
+    published = [method.published for method in results.methods]
+    if known is not None:
+        digits = decimals([value.mean for value in known])
+        values = results.values(score.name)
+        assert values is not None  # as `known` is not
+        flags = best(values, score.goal, eligible(results))
+        columns.append(Column(score.title, score.hint))
+        for i, row in enumerate(cells):
+            mark = "†" if results.diverged[i].any() and known[i].n else ""
+            if main and results.diverged[i].any() and not known[i].n:
+                row.append(Cell(tag("em", "diverged"), None, "lost"))
+            else:
+                row.append(shown(known[i], digits, bool(flags[i]), mark))
+    if not main or not np.isfinite(published).any():
+        return
+    columns.append(Column("Published", "as rounded by its source"))
+    for row, value in zip(cells, published):
+        row.append(Cell(f"{value:g}" if math.isfinite(value) else "–", value))
+    if known is None:
+        return
+    columns.append(Column("Difference", "of ours from the published score, relative to it"))
+    for row, ours, value in zip(cells, known, published):
+        if not (ours.n and math.isfinite(value) and value):
+            row.append(Cell("–"))
+            continue
+        share, error = relative(ours, value)
+        spread = f" ± {100 * error:.1f}" if ours.n > 1 else ""
+        row.append(Cell(f"{percent(share)}{spread}", share))
+
+
+def eligible(results: Results) -> Any:
+    """Which methods are ranked: those of which all runs ended that any method has."""
+
+    ended = results.ran & ~results.diverged
+
+    return ~results.diverged.any(axis=1) & (ended.sum(axis=1) == ended.sum(axis=1).max())
+
+
+def caption(results: Results) -> Markup:
+    """How to read the scores."""
+
+    n = results.repetitions
+    if n > 1:
+        words = (
+            f"Mean ± standard error over {n} repetitions, smallest … largest below. Bold: the "
+            f"best, and whatever a paired t-test over the repetitions (5 %) cannot tell from it."
+        )
+    else:
+        words = "One repetition: its uncertainty is not known. Bold: the best."
+    if results.diverged.any():
+        words += (
+            " †: some runs diverged; the numbers are of the others, and the method is not ranked."
+        )
+    if (results.ran.sum(axis=1) < n).any():
+        words += " Methods with runs still to be made are not ranked unless all are."
+
+    return tag("span", words)
+
+
+def costs(results: Results) -> Markup | None:
+    """What a run costs; None if the results do not say."""
+
+    columns = [Column("Method")]
+    cells: list[list[Cell]] = [[heading(method)] for method in results.methods]
+    for score in COSTS:
+        if (known := estimates(results, score, MEBIBYTE if score.unit == "MiB" else 1.0)) is None:
+            continue
+        title = f"{score.title} [{score.unit}]" if score.unit else score.title
+        columns.append(Column(title, score.hint))
+        for row, value in zip(cells, known):
+            if not value.n:
+                row.append(Cell("–"))
+                continue
+            same = value.n < 2 or count(value.low) == count(value.high)
+            reach = "" if same else tag("small", f"{count(value.low)} … {count(value.high)}")
+            row.append(Cell(join([count(value.mean), reach]), value.mean))
+    if len(columns) == 1:
+        return None
+    words = "Cost of one run: mean over the repetitions that ended, smallest … largest below."
+
+    return table(words, columns, cells)
+
+
+def divergences(results: Results) -> Markup | None:
+    """The runs that diverged, one a row; None if there are none."""
+
+    if not results.diverged.any():
+        return None
+    names = (
+        results.dataset["repetition"].values
+        if "repetition" in results.dataset.coords
+        else range(results.repetitions)
+    )
+    cells = []
+    for method in results.methods:
+        for k in np.flatnonzero(results.diverged[method.index]):
+            time = float(results.diverged_time[method.index, k])
+            text = number(time, decimals([time])) if math.isfinite(time) else "not recorded"
+            repetition = str(names[k])
+            cells.append(
+                [heading(method), Cell(repetition, float(k)), Cell(text, time, "lost")],
+            )
+    columns = [Column("Method"), Column("Repetition"), Column("Diverged at time")]
+
+    return table("Runs that diverged. They enter no mean.", columns, cells)
+
+
+def parameters(results: Results) -> Markup | None:
+    """The parameters of the methods; None if the results do not hold any."""
+
+    known = [flat(method.parameters) for method in results.methods]
+    if not any(known):
+        return None
+    columns = [Column("Method"), Column("Variant"), Column("Parameters")]
+    cells = []
+    for method, values in zip(results.methods, known):
+        items = [
+            tag("span", tag("i", name or "value"), " = ", readable(value), class_="item")
+            for name, value in values.items()
+        ]
+        text = ", ".join(f"{name} = {readable(value)}" for name, value in values.items())
+        content = join(items, " ") if items else "–"
+        cells.append([heading(method), variant(method), Cell(content, text or None, "text wrap")])
+
+    return table("Parameters of each method, as it was run.", columns, cells)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters by dotted names, without those that are not set."""
+
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            result |= flat(value, f"{key}.")
+        elif value is not None:
+            result[key] = value
+
+    return result
+
+
+def readable(value: Any) -> str:
+    """A parameter as text."""
+
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(readable(item) for item in value)
+
+    return str(value)
+
+
+def pairs(caption: str, values: dict[str, Any]) -> Markup:
+    """A table of names and values, one pair a row."""
+
+    cells = [
+        [Cell(name), Cell(readable(value), readable(value), "text wrap")]
+        for name, value in flat(values).items()
+    ]
+
+    return table(caption, [Column("Name"), Column("Value")], cells)
