@@ -41,7 +41,7 @@ def align(posterior: xr.Dataset, truth: xr.Dataset) -> xr.Dataset:
     """Selects the posterior's times from the truth and checks its grid.
 
     Returns:
-        The truth without members, in memory.
+        The truth without members, as lazy as it was.
 
     Raises:
         ValueError: If the truth has several members, another grid, or lacks a time.
@@ -53,46 +53,105 @@ def align(posterior: xr.Dataset, truth: xr.Dataset) -> xr.Dataset:
             f"select one with truth.isel(member=0)"
         )
     truth = truth.squeeze("member", drop=True) if "member" in truth.dims else truth
-    if "time" not in truth.dims:
-        raise ValueError("the truth must have the dimension 'time'")
 
-    given, known = posterior["time"].values, truth["time"].values
+    return selected(posterior, truth, "truth")
+
+
+def companion(
+    posterior: xr.Dataset, other: xr.Dataset, names: Sequence[str], kind: str
+) -> xr.Dataset:
+    """Another ensemble, at the times and on the grid of the posterior.
+
+    Arguments:
+        posterior: The posterior.
+        other: The ensemble.
+        names: The variables to score.
+        kind: What it is called in messages.
+
+    Raises:
+        ValueError: If it has no members, or lacks variables, times or the grid.
+    """
+
+    if "member" not in other.dims:
+        raise ValueError(
+            f"the {kind} must be an ensemble with the dimensions (member, time, *space), got "
+            f"{tuple(map(str, other.dims))}: 'member' is missing"
+        )
+    if missing := [name for name in names if name not in other]:
+        raise ValueError(
+            f"the {kind} has no variables {missing}, only {sorted(map(str, other.data_vars))}"
+        )
+
+    return selected(posterior, other[list(names)], kind)
+
+
+def selected(posterior: xr.Dataset, other: xr.Dataset, kind: str) -> xr.Dataset:
+    """Selects the posterior's times from another dataset and checks its grid."""
+
+    if "time" not in other.dims:
+        raise ValueError(f"the {kind} must have the dimension 'time'")
+    index = matching(posterior["time"].values, other["time"].values, kind)
+    whole = len(index) == other.sizes["time"]
+    other = other if whole else other.isel(time=index)
+
+    for name in other.data_vars:
+        dims = {d for d in posterior[name].dims if d != "member"}
+        if dims != (given := {*other[name].dims} - {"member"}):
+            raise ValueError(
+                f"variable {name!r} of the {kind} must have the dimensions "
+                f"{sorted(map(str, dims))}, got {sorted(map(str, given))}"
+            )
+        for dim in dims - {"time"}:
+            a, b = posterior[dim].values, other[dim].values
+            if a.shape != b.shape or not same(a, b):
+                raise ValueError(
+                    f"posterior and {kind} must be on the same grid, but {dim!r} is {len(a)} "
+                    f"values {span(a)} and {len(b)} values {span(b)}: regrid one of them"
+                )
+
+    return other
+
+
+def matching(given: NDArray, known: NDArray, kind: str = "truth") -> NDArray[np.intp]:
+    """Where the posterior's times are among others, be they irregular or a few of them.
+
+    Raises:
+        ValueError: If times do not increase, are not counted alike, or are missing.
+    """
+
+    for where, times in (("posterior", given), (kind, known)):
+        if not len(times) or not (times[1:] > times[:-1]).all():
+            raise ValueError(
+                f"the times of the {where} must increase, got {len(times)} times {span(times)}: "
+                f"sort them (sortby) and drop what is there twice (drop_duplicates)"
+            )
     if np.issubdtype(given.dtype, np.number) != np.issubdtype(known.dtype, np.number):
         raise ValueError(
-            f"posterior and truth must count time alike, got times of type {given.dtype} and "
+            f"posterior and {kind} must count time alike, got times of type {given.dtype} and "
             f"{known.dtype}: decode both or none (decode_times=…)"
         )
+    index = nearest(known, given)
     if np.issubdtype(given.dtype, np.number):
-        gap = np.abs(np.subtract.outer(given, known))
         step = np.diff(given).min() if len(given) > 1 else max(1.0, abs(given[0]))
-        found = gap.min(axis=1) <= 1e-3 * step
-        index = gap.argmin(axis=1)
+        found = np.abs(known[index] - given) <= 1e-3 * step
     else:
-        index = np.searchsorted(known, given).clip(max=len(known) - 1)
         found = known[index] == given
     if not found.all():
         raise ValueError(
-            f"the truth lacks {(~found).sum()} of the posterior's {len(given)} times, the first at "
-            f"{given[~found][0]}: the posterior spans {span(given)}, the truth {span(known)}"
+            f"the {kind} lacks {(~found).sum()} of the posterior's {len(given)} times, the first "
+            f"at {given[~found][0]}: the posterior spans {span(given)}, the {kind} {span(known)}"
         )
-    truth = truth.isel(time=index)
 
-    for name in truth.data_vars:
-        dims = {d for d in posterior[name].dims if d != "member"}
-        if dims != set(truth[name].dims):
-            raise ValueError(
-                f"variable {name!r} of the truth must have the dimensions "
-                f"{sorted(map(str, dims))}, got {sorted(map(str, truth[name].dims))}"
-            )
-        for dim in dims - {"time"}:
-            a, b = posterior[dim].values, truth[dim].values
-            if a.shape != b.shape or not same(a, b):
-                raise ValueError(
-                    f"posterior and truth must be on the same grid, but {dim!r} is {len(a)} values "
-                    f"{span(a)} and {len(b)} values {span(b)}: regrid one of them"
-                )
+    return index
 
-    return truth.compute()
+
+def nearest(known: NDArray, given: NDArray) -> NDArray[np.intp]:
+    """The index of the value nearest to each one given, among known values that increase."""
+
+    above = np.searchsorted(known, given).clip(max=len(known) - 1)
+    below = (above - 1).clip(min=0)
+
+    return np.where(np.abs(known[below] - given) < np.abs(known[above] - given), below, above)
 
 
 def same(a: NDArray, b: NDArray) -> bool:

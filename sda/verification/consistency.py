@@ -3,6 +3,7 @@ r"""Consistency of members with the observations and with the dynamics.
 Marginal scores cannot see whether a trajectory is one: these two can.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,23 @@ from torch import Tensor
 from dynamics.system import System
 
 
+def innovations(likelihood: Any, x: Tensor) -> NDArray[np.float64]:
+    r"""The normalised innovations $(y - H(x)) / \sigma$ of each member.
+
+    Arguments:
+        likelihood: The observations, bound to the trajectories: `y` `(m)`, `std` `(m)` and `H`.
+        x: Trajectories in physical units, with shape `(member, time, channel, *space)`.
+
+    Returns:
+        The innovations, with shape `(member, m)`.
+    """
+
+    with torch.no_grad():
+        return ((likelihood.y - likelihood.H(x)) / likelihood.std).double().cpu().numpy()
+
+
 def misfit(likelihood: Any, x: Tensor) -> NDArray[np.float64]:
-    r"""The root mean square of the normalised innovations $(y - H(x)) / \sigma$ of each member.
+    r"""The root mean square of the normalised innovations of each member.
 
     The truth's is 1 up to $1/\sqrt{2m}$ for m observations, and so is that of a draw from the
     posterior on average: the truth is such a draw. Less than that fits the noise.
@@ -27,10 +43,24 @@ def misfit(likelihood: Any, x: Tensor) -> NDArray[np.float64]:
         The misfits, with shape `(member)`.
     """
 
-    with torch.no_grad():
-        innovation = (likelihood.y - likelihood.H(x)) / likelihood.std
+    return np.sqrt((innovations(likelihood, x) ** 2).mean(axis=1))
 
-    return innovation.double().square().mean(dim=-1).sqrt().cpu().numpy()
+
+def log_likelihood(likelihood: Any, x: Tensor) -> NDArray[np.float64]:
+    r"""The log-likelihood $\log p(y | x)$ of each member, for Gaussian errors.
+
+    Arguments:
+        likelihood: The observations, bound to the trajectories: `y` `(m)`, `std` `(m)` and `H`.
+        x: Trajectories in physical units, with shape `(member, time, channel, *space)`.
+
+    Returns:
+        The log-likelihoods, with shape `(member)`.
+    """
+
+    std = likelihood.std.double().cpu().numpy()
+    constant = np.log(std).sum() + 0.5 * math.log(2 * math.pi) * len(std)
+
+    return np.asarray(-0.5 * (innovations(likelihood, x) ** 2).sum(axis=1) - constant)
 
 
 def increments(x: NDArray) -> NDArray[np.float64]:
@@ -68,6 +98,31 @@ def residuals(system: System, x: NDArray) -> NDArray[np.float64]:
         rows.append(channel_mean((stepped - member[1:]).double().numpy()[None] ** 2))
 
     return np.concatenate(rows)
+
+
+def log_transitions(system: System, x: NDArray) -> NDArray[np.float64]:
+    r"""The log-density $\log p(x_{2:L} | x_1)$ of trajectories under a system.
+
+    The mean over draws from the exact posterior is that of the truth, on average over truths.
+
+    Arguments:
+        system: The system, whose transition density is known.
+        x: Trajectories, with shape `(member, time, channel, *space)`.
+
+    Returns:
+        The log-densities, with shape `(member)`: 0 for a single frame.
+
+    Raises:
+        ValueError: If the system has no known transition density.
+    """
+
+    rows = []
+    for member in torch.as_tensor(x).double():
+        with torch.no_grad():
+            density = system.log_transition(member[:-1], member[1:]) if len(member) > 1 else None
+        rows.append(0.0 if density is None else float(density.double().sum()))
+
+    return np.array(rows)
 
 
 def channel_mean(x: NDArray) -> NDArray[np.float64]:

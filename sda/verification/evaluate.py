@@ -1,8 +1,9 @@
 """All scores of a posterior ensemble in one call, streamed.
 
-A posterior that is larger than memory is never held as a whole. What belongs to a trajectory (NaN,
-spectra, misfit, consistency) goes through it in blocks of members, what needs all members of a
-value (spread, CRPS, ranks) in blocks of frames.
+Neither posterior nor truth is ever held as a whole if it is larger than memory, see
+`sda.verification.task`. What belongs to a trajectory (NaN, spectra, misfit, consistency) is scored
+in stretches of members over time, what needs all members of a value (spread, CRPS, ranks) in parts
+of frames.
 """
 
 from collections.abc import Sequence
@@ -14,15 +15,33 @@ import xarray as xr
 from dynamics.system import System
 
 from . import calibration
-from .alignment import align, variable_names
-from .marginal import marginal_scores
+from .alignment import align, companion, span, variable_names
+from .marginal import value_scores
+from .observed import innovation_scores, misfit_scores
+from .reference import reference_scores
 from .task import Task
-from .trajectories import consistency_scores, misfit_scores, trajectory_scores
+from .trajectories import trajectory_scores
+from .transitions import transition_scores
 
-UNITS = tuple(
-    name
-    for score in ("rmse", "bias", "spread", "crps", "crps_plain", "energy_score")
-    for name in (score, f"{score}_by_variable", f"overall_{score}")
+UNITS = (
+    "rmse_time",
+    "spread_time",
+    "overall_rmse_time",
+    "overall_spread_time",
+    "w1",
+    *(
+        name
+        for score in (
+            "rmse",
+            "bias",
+            "spread",
+            "crps",
+            "crps_plain",
+            "energy_score",
+            "variogram_score",
+        )
+        for name in (score, f"{score}_by_variable", f"overall_{score}")
+    ),
 )
 
 
@@ -32,15 +51,18 @@ def verify(
     observations: Any = None,
     system: System | None = None,
     *,
+    background: xr.Dataset | None = None,
+    reference: xr.Dataset | None = None,
     variables: Sequence[str] | None = None,
     weights: xr.DataArray | None = None,
     levels: Sequence[float] = calibration.LEVELS,
-    ensemble: bool = True,
+    burn_in: float = 0.0,
+    ensemble: bool | None = None,
     stepped: int = 16,
     seed: int = 0,
     memory: int = 2**30,
 ) -> xr.Dataset:
-    r"""Scores a posterior ensemble against the truth.
+    r"""Scores a posterior ensemble against the truth: trajectories, or the analyses of a filter.
 
     `<score>` has the dimensions `(variable, time)`, `<score>_by_variable` is the mean over time and
     space, and `overall_<score>` the mean over variables too. Means are weighted, and root mean
@@ -48,39 +70,65 @@ def verify(
     the same ones. `_low` and `_high` bound where 90 % of calibrated ensembles are, see
     `sda.verification.calibration`.
 
-    ====================  ==============================================================
-    `rmse`                of the ensemble mean
-    `bias`                of the ensemble mean
-    `spread`              root mean variance
-    `spread_skill`        spread over RMSE, times √((M+1)/M): 1 if calibrated
-    `crps`, `crps_plain`  fair, and that of the ensemble as it is
-    `energy_score`        `(time)`, fair; over all variables and space, if the units are one
-    `rank_histogram`      `(variable, rank)`, with `rank_reliability`: 0 if flat
-    `pit_histogram`       `(variable, bin)`, the ranks over M, in 20 bins at most
-    `coverage`            `(variable, level)`, of central intervals: the level if calibrated
-    `spectrum`            `(member, variable, wavenumber)`, `spectrum_truth`, `spectrum_ratio`,
-                          over periodic dimensions; `energy_ratio` sums the variables
-    `increment_ratio`     `(variable)`, root mean square increment between frames, over the truth's
-    `misfit`              `(member)`, root mean square of (y − H(x))/std; `misfit_truth`
-    `consistency`         `(variable, time)`, what one step of the system leaves from a frame to the
-                          next, in true increments; `consistency_truth`
-    `failed`              `(member)`, whether it is left out because a value is NaN or infinite
-    ====================  ==============================================================
+    ========================  ==========================================================
+    `rmse`                    of the ensemble mean
+    `rmse_time`               `(time)`, over variables and space. Its mean `overall_rmse_time` is
+                              the RMSE of DAPPER and of the literature on filters, the root of the
+                              mean square over time `overall_rmse`. Likewise `spread_time`
+    `bias`                    of the ensemble mean
+    `spread`                  root mean variance
+    `spread_skill`            spread over RMSE, times √((M+1)/M): 1 if calibrated
+    `crps`, `crps_plain`      fair, and that of the ensemble as it is
+    `energy_score`            `(time)`, fair; over all variables and space, if the units are one
+    `variogram_score`         `(time)`, fair; the same, over pairs of values
+    `rank_histogram`          `(variable, rank)`, with `rank_reliability`: 0 if flat
+    `pit_histogram`           `(variable, bin)`, the ranks over M, in 20 bins at most
+    `coverage`                `(variable, level)`, of central intervals: the level if calibrated
+    `joint_coverage`          `(level)`, of states as a whole (TARP): the level if calibrated
+    `spectrum`                `(member, variable, wavenumber)`, `spectrum_truth`, `spectrum_ratio`,
+                              over periodic dimensions; `energy_ratio` sums the variables
+    `coherence`               `(variable, wavenumber)`, of ensemble mean and truth, and of each
+                              member and truth: `member_coherence`
+    `increment_ratio`         `(variable)`, root mean square increment between frames, over the
+                              truth's
+    `misfit`                  `(member)`, root mean square of (y − H(x))/std; `misfit_truth`
+    `log_likelihood`          `(member)`, log p(y | x); `log_likelihood_truth`
+    `consistency`             `(variable, time)`, what one step of the system leaves from a frame to
+                              the next, in true increments; `consistency_truth`
+    `log_dynamics`            `(member)`, log p(x_{2:L} | x_1), where the system has a density;
+                              `log_dynamics_truth`
+    `innovation_mean`         `(time)`, mean of the background's innovations over their expected
+                              standard deviations: 0 if unbiased
+    `innovation_variance`     `(time)`, mean of their squares: 1 if consistent
+    `innovation_chi_square`   `(time)`, the same with their full covariance
+    `overall_desroziers_R`    the diagnosed over the given variance of observation errors, and of
+                              background (`_B`) and analysis (`_A`) in observation space: 1
+    `w1`                      distance from the reference ensemble, of whole trajectories
+    `mmd`                     squared maximum mean discrepancy from it, unbiased, with the
+                              `mmd_bandwidth`, and `mmd_p_value` for equality
+    `failed`                  `(member)`, whether it is left out because a value is NaN or infinite
+    ========================  ==========================================================
 
     Arguments:
         posterior: The ensemble, with dimensions `(member, time, *space)`, larger than memory if
-            it must be.
+            it must be. Its times may be irregular.
         truth: The truth, without members or with one, on the same grid and on the posterior's times
             at least. Where it is NaN nothing is scored.
-        observations: The observations, for `misfit`: `sda.Observations`, or anything that has
-            `likelihood(layout, time)`.
-        system: The system, for `consistency`.
+        observations: The observations, for `misfit` and `log_likelihood`: `sda.Observations`, or
+            anything that has `likelihood(layout, time)`.
+        system: The system, for `consistency` and `log_dynamics`.
+        background: The forecasts of a filter at the times of its analyses, before these, for
+            innovations and Desroziers' diagnostics.
+        reference: Another ensemble of the same posterior, such as exact draws, for `w1` and `mmd`.
         variables: The variables to score (default: all of the posterior's).
         weights: The weight of each point in space (default: 1), for instance cos(latitude).
         levels: The levels of central intervals.
-        ensemble: Whether to compute the scores that need two members or more.
+        burn_in: What is left out of all averages over time, in units of time from the posterior's
+            first state on. Scores in time are given from the start.
+        ensemble: Whether to compute the scores that need two members or more (default: unless the
+            posterior has one member only).
         stepped: The number of members to step through the system, spread evenly.
-        seed: The seed that breaks ties of ranks.
+        seed: The seed that breaks ties of ranks, draws reference points and relabels members.
         memory: The bytes of posterior to hold at once. Sorting takes about as much again.
 
     Returns:
@@ -92,24 +140,24 @@ def verify(
     """
 
     names = variable_names(posterior, truth, variables)
-    posterior = posterior[names]
-    truth = align(posterior, truth[names])
-    if posterior.nbytes <= memory:
-        posterior = posterior.compute()
-
+    diverged = divergence(posterior)
+    posterior, whole = posterior[names], truth[names]
+    truth = align(posterior, whole)
+    clock = whole["time"].values
     units = {str(posterior[name].attrs.get("units", "1")) for name in names}
-    task = Task(posterior, truth, tuple(names), len(units) == 1, tuple(levels), seed, memory)
+    first = first_counted(posterior["time"].values, burn_in)
 
+    def task_of(dataset: xr.Dataset) -> Task:
+        dataset, against = (d.compute() if d.nbytes <= memory else d for d in (dataset, truth))
+        return Task(
+            dataset, against, tuple(names), len(units) == 1, tuple(levels), seed, memory, first
+        )
+
+    task = task_of(posterior)
     failed = task.failed()
     kept = np.flatnonzero(~failed)
-    if len(kept) < (2 if ensemble else 1):
-        raise ValueError(
-            f"spread, CRPS, ranks and coverage need at least 2 members without NaN, got "
-            f"{len(kept)} of {len(failed)}: sample a larger ensemble, or give ensemble=False for "
-            f"the scores of a single analysis"
-            if len(kept)
-            else f"all {len(failed)} members have NaN or infinite values: there is nothing to score"
-        )
+    ensemble = len(failed) > 1 if ensemble is None else ensemble
+    check_members(failed, ensemble, diverged)
 
     scores = xr.Dataset(
         coords={
@@ -117,17 +165,109 @@ def verify(
             "time": posterior["time"],
             "member": posterior["member"],
         },
-        attrs={"members": len(kept), "failed_members": int(failed.sum()), "seed": seed},
+        attrs={
+            "members": len(kept),
+            "failed_members": int(failed.sum()),
+            "seed": seed,
+            "burn_in": burn_in,
+            "frames": task.length - first,
+            **diverged,
+        },
     )
     scores["failed"] = ("member", failed)
-    scores = scores.assign(marginal_scores(task, kept, ensemble, weights))
+    scores = scores.assign(value_scores(task, kept, ensemble, weights))
     scores = scores.assign(trajectory_scores(task, kept))
     if observations is not None:
-        scores = scores.assign(misfit_scores(task, kept, observations))
+        scores = scores.assign(misfit_scores(task, kept, observations, clock))
     if system is not None:
-        scores = scores.assign(consistency_scores(task, kept, system, stepped))
+        scores = scores.assign(transition_scores(task, kept, system, stepped))
+    if background is not None:
+        if observations is None:
+            raise ValueError("the background is scored against observations: give them as well")
+        forecasts = task_of(companion(posterior, background, names, "background"))
+        finite = finite_members(forecasts, "background")
+        scores = scores.assign(
+            innovation_scores(task, kept, forecasts, finite, observations, clock)
+        )
+    if reference is not None:
+        exact = task_of(companion(posterior, reference, names, "reference"))
+        finite = finite_members(exact, "reference")
+        scores = scores.assign(reference_scores(task, kept, exact, finite))
     for name in scores.data_vars:
         if name in UNITS and len(units) == 1:
             scores[name].attrs["units"] = next(iter(units))
 
     return scores
+
+
+def first_counted(time: np.ndarray, burn_in: float) -> int:
+    """The first time that counts in averages.
+
+    Raises:
+        ValueError: If the burn-in is negative or leaves no time.
+    """
+
+    if burn_in == 0:
+        return 0
+    if not burn_in > 0:
+        raise ValueError(f"burn_in must be a non-negative time, got {burn_in}")
+    if not np.issubdtype(time.dtype, np.number):
+        raise ValueError(
+            f"burn_in is in units of a numerical time, but the times are of type {time.dtype}: "
+            f"select those to score with posterior.sel(time=slice(…, None))"
+        )
+    # Times are often stored in single precision.
+    slack = 1e-3 * (np.diff(time).min() if len(time) > 1 else 0)
+    first = int(np.searchsorted(time, time[0] + burn_in - slack))
+    if first >= len(time):
+        raise ValueError(
+            f"burn_in={burn_in} leaves nothing to average: the posterior spans {span(time)}"
+        )
+
+    return first
+
+
+def divergence(posterior: xr.Dataset) -> dict[str, Any]:
+    """What a method says of its divergence: `diverged` and its time, if it has diverged."""
+
+    if not posterior.attrs.get("diverged", 0):
+        return {}
+
+    return {"diverged": 1, "diverged_time": float(posterior.attrs.get("diverged_time", np.nan))}
+
+
+def check_members(failed: np.ndarray, ensemble: bool, diverged: dict[str, Any]) -> None:
+    """Raises a `ValueError` if too few members have no NaN."""
+
+    kept = int((~failed).sum())
+    if not kept:
+        cure = (
+            f"the run has diverged at time {diverged['diverged_time']:g}, score what is before "
+            f"with posterior.sel(time=slice(None, …))"
+            if diverged
+            else "there is nothing to score"
+        )
+        raise ValueError(f"all {len(failed)} members have NaN or infinite values: {cure}")
+    if kept < 2 and ensemble:
+        raise ValueError(
+            f"spread, CRPS, ranks and coverage need at least 2 members without NaN, got "
+            f"{kept} of {len(failed)}: sample a larger ensemble, or give ensemble=False for "
+            f"the scores of a single analysis"
+        )
+
+
+def finite_members(task: Task, kind: str) -> np.ndarray:
+    """The members without NaN.
+
+    Raises:
+        ValueError: If there are fewer than two.
+    """
+
+    finite = np.flatnonzero(~task.failed())
+    if len(finite) < 2:
+        raise ValueError(
+            f"the {kind} needs at least 2 members without NaN, got {len(finite)} of "
+            f"{task.posterior.sizes['member']}"
+        )
+
+    return finite

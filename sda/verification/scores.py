@@ -52,6 +52,54 @@ def paired(ensemble: ArrayLike, truth: ArrayLike, least: int = 1) -> tuple[NDArr
     return x, y
 
 
+def rmse(
+    ensemble: ArrayLike, truth: ArrayLike, axis: int | tuple[int, ...] | None = None
+) -> NDArray[np.float64]:
+    r"""The root mean square error of the ensemble mean, $\sqrt{\langle (\bar x - y)^2 \rangle}$.
+
+    Over all axes it is the global RMSE. Over the axes of the state alone, and averaged over time
+    afterwards, it is the convention of DAPPER and of most of the literature on filters:
+    `rmse(x, y, axis=(1, 2)).mean()` for states with one spatial dimension. It is the smaller one.
+
+    Arguments:
+        ensemble: The members, with shape `(member, *)`.
+        truth: The truth, with shape `(*)`.
+        axis: The axes of the truth to average over (default: all).
+
+    Returns:
+        The errors in the units of the state, with the shape of the other axes.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+
+    x, y = paired(ensemble, truth)
+
+    return np.sqrt(np.mean((x.mean(axis=0, dtype=np.float64) - y) ** 2, axis=axis))
+
+
+def bias(
+    ensemble: ArrayLike, truth: ArrayLike, axis: int | tuple[int, ...] | None = None
+) -> NDArray[np.float64]:
+    r"""The mean error of the ensemble mean, $\langle \bar x - y \rangle$.
+
+    Arguments:
+        ensemble: The members, with shape `(member, *)`.
+        truth: The truth, with shape `(*)`.
+        axis: The axes of the truth to average over (default: all).
+
+    Returns:
+        The biases in the units of the state, with the shape of the other axes.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+
+    x, y = paired(ensemble, truth)
+
+    return np.asarray(np.mean(x.mean(axis=0, dtype=np.float64) - y, axis=axis))
+
+
 def spread(ensemble: ArrayLike) -> NDArray:
     r"""The ensemble standard deviation, with M-1 in the denominator.
 
@@ -186,6 +234,35 @@ def wasserstein1(a: Any, b: Any) -> float:
         ImportError: If POT is not installed.
     """
 
+    a, b = two_ensembles(a, b)
+
+    return transport(distances(a, b))
+
+
+def two_ensembles(a: Any, b: Any) -> tuple[NDArray, NDArray]:
+    """Checks two ensembles, each with shape `(member, *)`.
+
+    Raises:
+        ValueError: If the shapes do not fit or a value is not finite.
+    """
+
+    a, b = as_array(a), as_array(b)
+    if a.ndim == 0 or a.shape[1:] != b.shape[1:] or not (len(a) and len(b)):
+        raise ValueError(f"both ensembles must have members of one shape, got {a.shape}, {b.shape}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("all values must be finite, got NaN or infinity: leave those members out")
+
+    return a, b
+
+
+def transport(cost: NDArray) -> float:
+    """The smallest mean cost of moving one ensemble onto another, given costs `(member, member')`.
+
+    Raises:
+        ValueError: If the transport problem was not solved.
+        ImportError: If POT is not installed.
+    """
+
     try:
         import ot
     except ImportError as error:
@@ -193,13 +270,8 @@ def wasserstein1(a: Any, b: Any) -> float:
             "the Wasserstein distance needs the package POT: pip install 'sda-torch[bench]'"
         ) from error
 
-    a, b = as_array(a), as_array(b)
-    if a.ndim == 0 or a.shape[1:] != b.shape[1:] or not (len(a) and len(b)):
-        raise ValueError(f"both ensembles must have members of one shape, got {a.shape}, {b.shape}")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("all values must be finite, got NaN or infinity: leave those members out")
     distance, log = ot.emd2(
-        ot.unif(len(a)), ot.unif(len(b)), distances(a, b), numItermax=10**7, log=True
+        ot.unif(cost.shape[0]), ot.unif(cost.shape[1]), cost, numItermax=10**7, log=True
     )
     if log.get("warning"):
         raise ValueError(f"the transport problem was not solved: {log['warning']}")

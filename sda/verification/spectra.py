@@ -6,6 +6,16 @@ $$ E(k) = \frac{1}{2 N^2} \sum_{k - 1/2 \leq |\kappa| / \kappa_1 < k + 1/2} |\ha
 
 where $\kappa_1 = 2\pi / \max(\text{period})$ is the gravest wavenumber. Its sum over all k is half
 the mean square (Parseval), hence for velocities, summed over the components, the kinetic energy.
+
+The coherence of two fields is the correlation of what they have at wavenumber k,
+
+$$ \gamma(k) = \frac{\sum \mathrm{Re}\, \hat x_\kappa \hat y_\kappa^*}
+   {\sqrt{\sum |\hat x_\kappa|^2 \sum |\hat y_\kappa|^2}}, $$
+
+with sums over a shell, over time and whatever else is averaged: 1 for equal fields, 0 for unrelated
+ones, cos φ for a wave that is ahead by the phase φ. Where the coherence of the ensemble mean is
+near 0, observations say nothing about that scale. In a calibrated ensemble members are as coherent
+with the truth as with each other.
 """
 
 from collections.abc import Sequence
@@ -52,6 +62,55 @@ def spectrum(
         ValueError: If there are no axes, or as many periods as axes are not given.
     """
 
+    transform, k = transformed(x, axes, period)
+
+    return shells(np.abs(transform) ** 2, k) / (2 * k.size**2)
+
+
+def coherence(
+    x: ArrayLike, y: ArrayLike, axes: Sequence[int], period: Sequence[float] | None = None
+) -> NDArray[np.float64]:
+    """The coherence of two fields at each wavenumber, averaged over all other axes.
+
+    Arguments:
+        x: One field, with shape `(*)`.
+        y: The other, with the same shape.
+        axes: The periodic axes.
+        period: The period of each (default: the number of cells, which makes cells square).
+
+    Returns:
+        The coherences, within [-1, 1], with shape `(wavenumber)`; NaN where one has no power.
+
+    Raises:
+        ValueError: If the shapes differ, there are no axes, or as many periods as axes are not
+            given.
+    """
+
+    x, y = as_array(x), as_array(y)
+    if x.shape != y.shape:
+        raise ValueError(f"both fields must have one shape, got {x.shape} and {y.shape}")
+    (a, k), (b, _) = transformed(x, axes, period), transformed(y, axes, period)
+    cross, power_x, power_y = (
+        shells(v, k).reshape(-1, k.max() + 1).sum(axis=0)
+        for v in ((a * b.conj()).real, np.abs(a) ** 2, np.abs(b) ** 2)
+    )
+
+    return correlation(cross, power_x, power_y)
+
+
+def correlation(cross: NDArray, power_x: NDArray, power_y: NDArray) -> NDArray[np.float64]:
+    """Divides cross spectra by the root of both spectra, NaN where one has none."""
+
+    scale = np.sqrt(power_x * power_y)
+
+    return np.asarray(cross / np.where(scale > 0, scale, np.nan))
+
+
+def transformed(
+    x: ArrayLike, axes: Sequence[int], period: Sequence[float] | None
+) -> tuple[NDArray, NDArray[np.integer]]:
+    """The Fourier transform `(batch, coefficient)` and the wavenumber of each coefficient."""
+
     x = as_array(x)
     axes = [axis % x.ndim for axis in axes]
     x = np.moveaxis(x, axes, range(-len(axes), 0)) if axes else x
@@ -62,10 +121,85 @@ def spectrum(
             f"a spectrum needs at least one periodic axis and a period for each, got axes {axes} "
             f"and periods {period}"
         )
-    k = wavenumbers(shape, period).ravel()
+    transform = np.fft.fftn(x, axes=range(-len(axes), 0))
     batch = x.shape[: x.ndim - len(axes)]
-    power = np.abs(np.fft.fftn(x, axes=range(-len(axes), 0))) ** 2 / (2 * k.size**2)
-    power = power.reshape(-1, k.size)
-    shells = np.stack([np.bincount(k, weights=row) for row in power.astype(np.float64)])
 
-    return np.asarray(shells.reshape(*batch, -1), dtype=np.float64)
+    return transform.reshape(*batch, -1), wavenumbers(shape, period).ravel()
+
+
+def shells(values: NDArray, k: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Sums values `(*, coefficient)` over the shells of wavenumbers, to `(*, wavenumber)`."""
+
+    rows = values.reshape(-1, k.size).astype(np.float64)
+    summed = [np.bincount(k, weights=row, minlength=k.max() + 1) for row in rows]
+
+    return np.asarray(np.stack(summed).reshape(*values.shape[:-1], -1), dtype=np.float64)
+
+
+class Coherence:
+    """Sums the spectra and cross spectra of members, of their mean and of the truth over blocks.
+
+    Arguments:
+        members: The number of members.
+        shape: The number of cells along each periodic dimension.
+        period: The period of each.
+        axes: Which axes of `(*space)` they are.
+    """
+
+    def __init__(
+        self, members: int, shape: Sequence[int], period: Sequence[float], axes: Sequence[int]
+    ) -> None:
+        self.k, self.period = wavenumbers(shape, period).ravel(), period
+        # Behind the axis of time.
+        self.axes = [axis + 1 for axis in axes]
+        self.power, self.cross = np.zeros((2, members, self.k.max() + 1))
+        self.mean, self.mean_cross, self.true = np.zeros((3, self.k.max() + 1))
+        self.fields = 0
+
+    def add(self, members: NDArray, x: NDArray, y: NDArray) -> None:
+        """Adds members `(member, time, *space)`, by their indices, and the truth `(time, *space)`.
+
+        The truth's own spectrum is left to `add_mean`.
+        """
+
+        b = self.transform(y)
+        for index, member in zip(members, x, strict=True):
+            a = self.transform(member)
+            self.power[index] += self.total(np.abs(a) ** 2)
+            self.cross[index] += self.total((a * b.conj()).real)
+
+    def add_mean(self, mean: NDArray, y: NDArray) -> None:
+        """Adds the mean of all members and the truth of the same frames, `(time, *space)`."""
+
+        a, b = self.transform(mean), self.transform(y)
+        self.mean += self.total(np.abs(a) ** 2)
+        self.mean_cross += self.total((a * b.conj()).real)
+        self.true += self.total(np.abs(b) ** 2)
+        self.fields += len(b)
+
+    def transform(self, x: NDArray) -> NDArray:
+        """The Fourier transforms `(field, coefficient)` of fields `(time, *space)`."""
+        return transformed(x, self.axes, self.period)[0].reshape(-1, self.k.size)
+
+    def total(self, values: NDArray) -> NDArray[np.float64]:
+        """Sums values `(field, coefficient)` over fields and shells."""
+        total = values.sum(axis=0, dtype=np.float64)
+        return np.asarray(np.bincount(self.k, total, self.k.max() + 1), dtype=np.float64)
+
+    @property
+    def members(self) -> NDArray[np.float64]:
+        """The mean spectra of the members, with shape `(member, wavenumber)`."""
+        return self.power / (2 * self.k.size**2 * self.fields)
+
+    @property
+    def truth(self) -> NDArray[np.float64]:
+        """The mean spectrum of the truth, with shape `(wavenumber)`."""
+        return self.true / (2 * self.k.size**2 * self.fields)
+
+    def of_members(self) -> NDArray[np.float64]:
+        """The coherence of each member with the truth, with shape `(member, wavenumber)`."""
+        return correlation(self.cross, self.power, self.true)
+
+    def of_mean(self) -> NDArray[np.float64]:
+        """The coherence of the ensemble mean with the truth, with shape `(wavenumber)`."""
+        return correlation(self.mean_cross, self.mean, self.true)
