@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .covariance import Covariance
 from .denoiser import Denoiser
+from .window import WindowDenoiser
 
 
 class TrajectoryDenoiser(Denoiser):
@@ -93,9 +94,12 @@ class TrajectoryDenoiser(Denoiser):
     def _evaluate(self, windows: Tensor, s: Tensor | float) -> Tensor:
         """What windows `(B, W, channel, *space)` contribute: all, or all but the linear part."""
 
-        mean = self.window.denoise(windows, s)
+        if self.short is None:
+            return self.window.denoise(windows, s)
+        if isinstance(self.window, WindowDenoiser) and self.window.covariance is self.short:
+            return self.window.residual(windows, s)
 
-        return mean if self.short is None else mean - self.short.wiener(windows, s)
+        return self.window.denoise(windows, s) - self.short.wiener(windows, s)
 
     def _compose(self, x: Tensor, s: Tensor | float) -> Tensor:
         """Evaluates the windows of `x`, `(B, L, channel, *space)`, and joins their middles."""

@@ -16,7 +16,6 @@ References:
       arXiv 2206.00364.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,12 +23,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from dynamics.spectral import derivative_wavenumbers
-
 from .climatology import Climatology
 from .covariance import Covariance
 from .denoiser import Denoiser, broadcast, levels
 from .networks import build_network, options_of
+from .plane import PlaneFlow
 
 PRECONDITIONINGS = ("wiener", "karras")
 
@@ -110,9 +108,11 @@ class WindowDenoiser(Denoiser):
         else:
             channels_in = folded * (2 if preconditioning == "wiener" else 1) + len(fields)
             channels_out = window if incompressible else folded
+        if advection or incompressible:
+            size = (layout.shape[1], layout.shape[2])
+            self.flow = PlaneFlow(size, float(layout.period[layout.dims[0]]))
         if advection:
             channels_in += (2 * window - 1) * 2
-            self.period = float(layout.period[layout.dims[0]])
             self.increment = max(_increment(climatology.covariance(2)), 1e-3)
         self.precision = torch.float32
         name, options = options_of(network)
@@ -126,40 +126,83 @@ class WindowDenoiser(Denoiser):
         return self.covariance.wiener_variance(s)
 
     def denoise(self, x: Tensor, s: Tensor | float) -> Tensor:
+        self._check(x)
+        if self.preconditioning == "karras":
+            return self._karras(x, levels(s, x))
+        inside = self._inside(s)
+        if not bool(inside.any()):
+            return self.covariance.wiener(x, s)
+        s = torch.as_tensor(s, dtype=x.dtype, device=x.device)
+        if not self.layout.dims:
+            estimate = self._vector(x, s, 1.0)
+            if bool(inside.all()):
+                return estimate
+            return torch.where(broadcast(inside, x), estimate, self.covariance.wiener(x, s))
+        w = self.covariance.wiener(x, s)
+
+        return w + self._limit(self._field(x, w, s), inside)
+
+    def residual(self, x: Tensor, s: Tensor | float) -> Tensor:
+        """What the network adds to the Wiener filter, `D(x, s) − W(x, s)`.
+
+        Arguments:
+            x: Noisy windows, with shape `(B, window, channel, *space)`.
+            s: The noise level, with shape `()` or `(B)`.
+        """
+
+        self._check(x)
+        if self.preconditioning == "karras":
+            return self._karras(x, levels(s, x)) - self.covariance.wiener(x, s)
+        inside = self._inside(s)
+        if not bool(inside.any()):
+            return torch.zeros_like(x)
+        s = torch.as_tensor(s, dtype=x.dtype, device=x.device)
+        if not self.layout.dims:
+            return self._limit(self._vector(x, s, 0.0), inside)
+
+        return self._limit(self._field(x, self.covariance.wiener(x, s), s), inside)
+
+    def _check(self, x: Tensor) -> None:
         if x.shape[1:] != self.covariance.shape:
             raise ValueError(
                 f"expected windows of shape (batch, {', '.join(map(str, self.covariance.shape))}), "
                 f"got {tuple(x.shape)}"
             )
-        if self.preconditioning == "karras":
-            return self._karras(x, levels(s, x))
-        if not torch.is_tensor(s) or s.ndim == 0:
-            # One level for the whole batch: the common case of sampling.
-            if not self.noise_range[0] <= float(s) <= self.noise_range[1]:
-                return self.covariance.wiener(x, s)
-        s = levels(s, x)
-        estimate = self._vector(x, s) if not self.layout.dims else self._field(x, s)
-        inside = (s >= self.noise_range[0]) & (s <= self.noise_range[1])
-        if not bool(inside.all()):
-            return torch.where(broadcast(inside, x), estimate, self.covariance.wiener(x, s))
 
-        return estimate
+    def _inside(self, s: Tensor | float) -> Tensor:
+        """Where the noise level is one that the network was trained on."""
+
+        s = torch.as_tensor(s)
+
+        return (s >= self.noise_range[0]) & (s <= self.noise_range[1])
+
+    def _limit(self, residual: Tensor, inside: Tensor) -> Tensor:
+        """Leaves the Wiener filter alone outside the range."""
+
+        if bool(inside.all()):
+            return residual
+
+        return torch.where(broadcast(inside, residual), residual, 0.0)
 
     def _evaluate(self, inputs: Tensor, s: Tensor) -> Tensor:
         """Evaluates the network, and only the network, in the precision asked for."""
 
         low = self.precision == torch.bfloat16
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=low):
-            return self.network(inputs, s.log()).to(inputs.dtype)
+            return self.network(inputs, levels(s, inputs).log()).to(inputs.dtype)
 
-    def _vector(self, x: Tensor, s: Tensor) -> Tensor:
-        z, e, q = self.covariance.transform(x), self.covariance.eigenvalues, s[:, None].square()
+    def _vector(self, x: Tensor, s: Tensor, linear: float) -> Tensor:
+        """The network's part, and `linear` times the Wiener filter's."""
+
+        z, e, q = self.covariance.transform(x), self.covariance.eigenvalues, s[..., None].square()
         out = self._evaluate(z * torch.rsqrt(e + q), s)
+        gain = e / (e + q)
 
-        return self.covariance.inverse(z * e / (e + q) + out * s[:, None] * torch.sqrt(e / (e + q)))
+        return self.covariance.inverse(linear * z * gain + out * s[..., None] * gain.sqrt())
 
-    def _field(self, x: Tensor, s: Tensor) -> Tensor:
-        w = self.covariance.wiener(x, s)
+    def _field(self, x: Tensor, w: Tensor, s: Tensor) -> Tensor:
+        """The network's part, given the Wiener estimate `w`."""
+
         r = broadcast(self.covariance.wiener_variance(s).sqrt(), x)
         p = broadcast(self.covariance.wiener_power(s).clamp(min=1e-12).sqrt(), x)
         inputs = [(w / p).flatten(1, 2), ((x - w) / broadcast(s, x)).flatten(1, 2)]
@@ -167,11 +210,12 @@ class WindowDenoiser(Denoiser):
         if self.advection:
             inputs.extend(self._advection(w, r))
         out = self._evaluate(torch.cat(inputs, dim=1), s)
-        out = (
-            self._curl(out) if self.incompressible else out.unflatten(1, self.covariance.shape[:2])
-        )
 
-        return w + r * out
+        return r * (
+            self.flow.curl(out)
+            if self.incompressible
+            else out.unflatten(1, self.covariance.shape[:2])
+        )
 
     def _karras(self, x: Tensor, s: Tensor) -> Tensor:
         total = broadcast(torch.sqrt(1 + s.square()), x)
@@ -182,27 +226,16 @@ class WindowDenoiser(Denoiser):
             inputs = (x / total).flatten(1)
         out = self._evaluate(inputs, s)
         if self.incompressible:
-            out = self._curl(out)
+            out = self.flow.curl(out)
 
         return x / total.square() + broadcast(s, x) / total * out.reshape(x.shape)
-
-    def _curl(self, psi: Tensor) -> Tensor:
-        """Velocities `(B, window, 2, y, x)` of unit-slope streamfunctions `(B, window, y, x)`."""
-
-        size = (psi.shape[-2], psi.shape[-1])
-        ky, kx = derivative_wavenumbers(size, dtype=psi.dtype, device=psi.device)
-        h = torch.fft.rfft2(psi) / (ky.square() + kx.square()).sqrt().clamp(min=1)
-
-        return math.sqrt(2) * torch.fft.irfft2(
-            torch.stack((-1j * ky * h, 1j * kx * h), dim=2), s=size
-        )
 
     def _advection(self, w: Tensor, r: Tensor) -> list[Tensor]:
         """The change by advection within one dt, and the residual of the trapezoidal rule."""
 
-        u = w * self.scale + self.mean
-        q = advection(u, self.period) * self.layout.dt / self.scale
-        left = w[:, 1:] - w[:, :-1] - (q[:, 1:] + q[:, :-1]) / 2
+        u = torch.addcmul(self.mean, self.scale, w)
+        q = self.flow.advection(u) * (self.layout.dt / self.scale)
+        left = torch.sub(w, q, alpha=0.5)[:, 1:] - torch.add(w, q, alpha=0.5)[:, :-1]
 
         return [
             (q / self.increment).clamp(-8, 8).flatten(1, 2),
@@ -218,25 +251,6 @@ class WindowDenoiser(Denoiser):
             "advection": self.advection,
             "incompressible": self.incompressible,
         }
-
-
-def advection(velocity: Tensor, period: float) -> Tensor:
-    """The solenoidal part of advection, `−P(u · ∇u)`, of velocities `(…, 2, y, x)`.
-
-    It is the velocity whose vorticity is `−u · ∇ω`; products are not dealiased.
-    """
-
-    size = (velocity.shape[-2], velocity.shape[-1])
-    ky, kx = derivative_wavenumbers(size, period, velocity.dtype, velocity.device)
-    k2 = ky.square() + kx.square()
-    inverse = torch.where(k2 > 0, 1 / k2.clamp(min=1e-12), torch.zeros_like(k2))
-    u, v = torch.fft.rfft2(velocity).unbind(dim=-3)
-    w = 1j * (kx * v - ky * u)
-    gradient = torch.fft.irfft2(torch.stack((1j * kx * w, 1j * ky * w), dim=-3), s=size)
-    tendency = torch.fft.rfft2((velocity * gradient).sum(-3)) * inverse
-
-    # ψ of the tendency −u·∇ω is +inverse · (u·∇ω)^ because ∇²ψ = ω.
-    return torch.fft.irfft2(torch.stack((-1j * ky * tendency, 1j * kx * tendency), dim=-3), s=size)
 
 
 def _increment(pair: Covariance) -> float:

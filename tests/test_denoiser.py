@@ -14,8 +14,9 @@ from dynamics.layout import Layout
 from sda.climatology import Climatology
 from sda.covariance import DenseCovariance
 from sda.denoiser import Denoiser, GaussianDenoiser, as_denoiser
+from sda.plane import PlaneFlow
 from sda.trajectory import TrajectoryDenoiser, window_owners, window_starts
-from sda.window import WindowDenoiser, advection
+from sda.window import WindowDenoiser
 
 SQUARE = Layout(
     ("u", "v"),
@@ -163,7 +164,7 @@ def test_advection_is_minus_u_grad_u_without_its_gradient_part() -> None:
     expected = torch.stack(
         (12 / 5 * torch.sin(x) * torch.cos(2 * y), -6 / 5 * torch.cos(x) * torch.sin(2 * y))
     )
-    found = advection(torch.stack((u, v)), 2 * math.pi)
+    found = PlaneFlow((u.shape[0], u.shape[1])).advection(torch.stack((u, v)))
 
     torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=1e-6)
 
