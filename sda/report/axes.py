@@ -44,7 +44,7 @@ def panel(width: float = 2.7, height: float = 1.75) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
+def legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
     """A legend below the axes."""
 
     handles, labels = axes.get_legend_handles_labels()

@@ -12,6 +12,13 @@ from .results import Results
 from .statistics import over_repetitions, thinned
 from .svg import GREY, INK, colour, inline, line, look, mark, marker, plain
 
+CAPTIONS = {
+    "coverage": "Share of the truth inside central intervals, against their level; on the diagonal "
+    "if calibrated, below it if the ensemble is too sure. Lines: mean over the repetitions; bands: "
+    "smallest to largest.",
+    "excess": "The same less the level: 0 if calibrated, negative if the ensemble is too sure.",
+}
+
 
 def spread_skill(results: Results) -> list[Drawing]:
     """RMSE and spread in time, a panel for each method."""
@@ -94,43 +101,49 @@ def ranks(results: Results) -> list[Drawing]:
 
 
 def coverage(results: Results) -> list[Drawing]:
-    """How often the truth is inside central intervals, against their level."""
+    """How often the truth is inside central intervals, and how far that is from their level."""
 
     if (values := results.values("coverage")) is None:
         return []
     level = results.coordinate("level")
     means, lows, highs = over_repetitions(values)
     shown = [m for m in results.methods if np.isfinite(means[m.index]).any()]
-    with look():
-        figure = new_figure(4.2, 4.0 + 0.16 * ((len(shown) + 1) // 2))
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=INK, lw=0.8)
-        for method in shown:
-            i = method.index
-            band = axes.fill_between(
-                level, lows[i], highs[i], color=colour(method), alpha=0.18, lw=0
-            )
-            (curve,) = axes.plot(
-                level,
-                means[i],
-                marker=marker(method),
-                ms=3.5,
-                lw=1.1,
-                label=plain(method.label),
-                **line(method),
-            )
-            mark(method, band, curve)
-        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-        axes.set(xlabel="level of the central interval", ylabel="share of the truth inside")
-        legend(figure, axes, columns=2)
-        widest = int(np.argmax(level))
-        words = "; ".join(f"{m.label}: {means[m.index][widest]:.2f}" for m in shown)
-        words = f"Share of the truth inside the interval of level {level[widest]:g}: {words}"
-        svg = inline(figure, "coverage", "Coverage of central intervals", words)
-    caption = (
-        "Share of the truth inside central intervals, against their level; on the diagonal if "
-        "calibrated, below it if the ensemble is too sure. Lines: mean over the repetitions; "
-        "bands: smallest to largest."
-    )
+    reach = 1.15 * float(np.nanmax(np.abs(np.stack([lows, highs]) - level)))
+    drawings = []
+    for key, title, offset, limits in (
+        ("coverage", "Coverage of central intervals", 0 * level, (0, 1)),
+        ("excess", "Coverage minus level", level, (-reach, reach)),
+    ):
+        with look():
+            figure = new_figure(4.4, 3.1 + 0.15 * ((len(shown) + 1) // 2))
+            axes = figure.subplots()
+            axes.plot([0, 1], [0, 0 if offset.any() else 1], color=INK, lw=0.8)
+            for method in shown:
+                i = method.index
+                band = axes.fill_between(
+                    level,
+                    lows[i] - offset,
+                    highs[i] - offset,
+                    color=colour(method),
+                    alpha=0.18,
+                    lw=0,
+                )
+                (curve,) = axes.plot(
+                    level,
+                    means[i] - offset,
+                    marker=marker(method),
+                    ms=3.5,
+                    lw=1.1,
+                    label=plain(method.label),
+                    **line(method),
+                )
+                mark(method, band, curve)
+            axes.set(xlim=(0, 1), ylim=limits, xlabel="level of the central interval")
+            axes.set_ylabel("share inside − level" if offset.any() else "share of the truth inside")
+            legend(figure, axes)
+            last = int(np.argmax(level))
+            words = "; ".join(f"{m.label}: {means[m.index][last]:.2f}" for m in shown)
+            words = f"Share of the truth inside the interval of level {level[last]:g}: {words}"
+            drawings.append(Drawing(inline(figure, key, title, words), title, CAPTIONS[key]))
 
-    return [Drawing(svg, "Coverage of central intervals", caption)]
+    return drawings

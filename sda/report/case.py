@@ -4,6 +4,7 @@ Fields in the plane are maps; fields over one dimension are drawn against time; 
 a series. All maps share their colours, but for the spreads, which have a scale of their own.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,22 @@ from .svg import GREY, INK, colour, inline, look
 VARIABLE = "case_variable"
 
 
-def case(results: Results) -> list[tuple[str, list[Drawing]]]:
+@dataclass(frozen=True)
+class Group:
+    """Drawings that belong together: the mean and the spread of a method.
+
+    Attributes:
+        title: Whose they are.
+        drawings: The drawings.
+        method: The method, None for truth and observations.
+    """
+
+    title: str
+    drawings: list[Drawing]
+    method: Method | None = None
+
+
+def case(results: Results) -> list[tuple[str, list[Group]]]:
     """The drawings of the case, by variable; empty if the results hold none."""
 
     data = results.dataset
@@ -41,7 +57,7 @@ def case(results: Results) -> list[tuple[str, list[Drawing]]]:
     ]
 
 
-def of_variable(results: Results, data: xr.Dataset, key: str) -> list[Drawing]:
+def of_variable(results: Results, data: xr.Dataset, key: str) -> list[Group]:
     """The drawings of one variable, in the way that fits its dimensions.
 
     Raises:
@@ -74,7 +90,7 @@ def fields(results: Results, data: xr.Dataset, name: str) -> dict[int, NDArray]:
     return {i: values for i, values in kept.items() if np.isfinite(values).any()}
 
 
-def maps(results: Results, data: xr.Dataset, dims: tuple[str, str], key: str) -> list[Drawing]:
+def maps(results: Results, data: xr.Dataset, dims: tuple[str, str], key: str) -> list[Group]:
     """Maps: truth, observations, and the mean and spread of each method."""
 
     truth = np.asarray(data["case_truth"].values, dtype=np.float64)
@@ -93,36 +109,31 @@ def maps(results: Results, data: xr.Dataset, dims: tuple[str, str], key: str) ->
     ]
     extent = (edges[1][0], edges[1][-1], edges[0][0], edges[0][-1])
 
-    def draw(
-        values: NDArray, scale: dict[str, Any], name: str, title: str, method: Method | None = None
-    ) -> Drawing:
+    def draw(values: NDArray, scale: dict[str, Any], name: str, title: str) -> Drawing:
         with look():
             figure = map_panel(values, scale, extent, dims)
             seen = values[np.isfinite(values)]
-            reach = f"from {seen.min():.3g} to {seen.max():.3g}" if len(seen) else "nothing"
-            if method is None:
-                error = ""
-            else:
-                error = f", root mean square {np.sqrt(np.mean(seen**2)):.3g}"
-            svg = inline(figure, f"case-{key}-{name}", title, f"Values {reach}{error}")
-        return Drawing(svg, title, method=method)
+            words = f"Values from {seen.min():.3g} to {seen.max():.3g}" if len(seen) else "Nothing"
+            return Drawing(inline(figure, f"case-{key}-{name}", title, words), title)
 
-    drawings = [draw(truth, shared, "truth", "Truth")]
+    first = [draw(truth, shared, "truth", "truth")]
     if "case_observed" in data and np.isfinite(data["case_observed"]).any():
-        drawings.append(draw(data["case_observed"].values, shared, "observed", "Observations"))
-    drawings.append(bars(label(data["case_truth"], "value"), shared, own, f"case-{key}-bars"))
+        first.append(draw(data["case_observed"].values, shared, "observed", "observations"))
+    groups = [Group("Truth and observations" if len(first) > 1 else "Truth", first)]
     for method in results.methods:
-        i = method.index
+        i, pair = method.index, []
         if i in means:
             rms = np.sqrt(np.nanmean((means[i] - truth) ** 2))
-            title = f"{method.label}: mean (RMSE {rms:.3g})"
-            drawings.append(draw(means[i], shared, f"mean-{i}", title, method))
+            pair.append(draw(means[i], shared, f"mean-{i}", f"mean, RMSE {rms:.3g}"))
         if i in spreads:
             rms = np.sqrt(np.nanmean(spreads[i] ** 2))
-            title = f"{method.label}: spread ({rms:.3g})"
-            drawings.append(draw(spreads[i], own, f"spread-{i}", title, method))
+            pair.append(draw(spreads[i], own, f"spread-{i}", f"spread, {rms:.3g}"))
+        if pair:
+            groups.append(Group(method.label, pair, method))
+    name = label(data["case_truth"], data["case_truth"].attrs.get("long_name", "value"))
+    groups.insert(1, Group("Colours", bars(name, shared, own, f"case-{key}")))
 
-    return drawings
+    return groups
 
 
 def map_panel(
@@ -148,28 +159,26 @@ def map_panel(
     return figure
 
 
-def bars(name: str, shared: dict[str, Any], own: dict[str, Any], key: str) -> Drawing:
+def bars(name: str, shared: dict[str, Any], own: dict[str, Any], key: str) -> list[Drawing]:
     """The two colour bars."""
 
-    with look():
-        figure = new_figure(2.4, 1.5)
-        for axes, scale, title in zip(
-            figure.subplots(2, 1), (shared, own), (name, "spread"), strict=True
-        ):
+    drawings = []
+    for scale, title, extend in ((shared, name, "both"), (own, "spread", "max")):
+        with look():
+            figure = new_figure(1.9, 0.5)
             colours = ScalarMappable(Normalize(scale["vmin"], scale["vmax"]), scale["cmap"])
-            bar = figure.colorbar(colours, cax=axes, orientation="horizontal", extend="max")
-            bar.set_label(title)
+            bar = figure.colorbar(
+                colours, cax=figure.subplots(), orientation="horizontal", extend=extend
+            )
             bar.outline.set_linewidth(0.5)
-        words = (
-            f"Values from {shared['vmin']:.3g} to {shared['vmax']:.3g}, spread from 0 to "
-            f"{own['vmax']:.3g}"
-        )
-        svg = inline(figure, key, "Colours", words)
+            words = f"From {scale['vmin']:.3g} to {scale['vmax']:.3g}"
+            svg = inline(figure, f"{key}-{extend}", f"Colours of {title}", words)
+        drawings.append(Drawing(svg, title))
 
-    return Drawing(svg, "Colours")
+    return drawings
 
 
-def series(results: Results, data: xr.Dataset, dim: str, key: str) -> list[Drawing]:
+def series(results: Results, data: xr.Dataset, dim: str, key: str) -> list[Group]:
     """Series: truth and observations, with the mean and twice the spread of each method."""
 
     time = (
@@ -182,7 +191,7 @@ def series(results: Results, data: xr.Dataset, dim: str, key: str) -> list[Drawi
     means, spreads = fields(results, data, "case_mean"), fields(results, data, "case_spread")
     low, high = float(np.nanmin(truth)), float(np.nanmax(truth))
     margin = 0.15 * (high - low or 1.0)
-    drawings = []
+    groups = []
     for method in results.methods:
         i = method.index
         if i not in means:
@@ -204,6 +213,7 @@ def series(results: Results, data: xr.Dataset, dim: str, key: str) -> list[Drawi
             rms = np.sqrt(np.nanmean((means[i] - truth) ** 2))
             words = f"The mean is {rms:.3g} from the truth in the root mean square"
             svg = inline(figure, f"case-{key}-{i}", f"{method.label}: one case", words)
-        drawings.append(Drawing(svg, f"{method.label} (RMSE {rms:.3g})", method=method))
+        title = f"{method.label}: RMSE {rms:.3g}"
+        groups.append(Group(title, [Drawing(svg, title, method=method)], method))
 
-    return drawings
+    return groups

@@ -32,7 +32,7 @@ def cost(results: Results) -> list[Drawing]:
     if not points:
         return []
     with look():
-        figure = new_figure(5.2, 3.7)
+        figure = new_figure(4.4, 3.4)
         axes = figure.subplots()
         for method, x, y in points:
             whole = not results.diverged[method.index].any()
@@ -85,7 +85,7 @@ def course(results: Results, name: str) -> list[Drawing]:
     means, lows, highs = over_repetitions(blocks)
     shown = [m for m in results.methods if np.isfinite(means[m.index]).any()]
     with look():
-        figure = new_figure(5.2, 3.0 + 0.16 * ((len(shown) + 2) // 3))
+        figure = new_figure(4.4, 2.7 + 0.15 * ((len(shown) + 1) // 2))
         axes = figure.subplots()
         # Only the bulk decides whether the axis is logarithmic: a first error may be far off.
         if wide(np.nanquantile(means[[m.index for m in shown]], [0.02, 0.98])):
@@ -155,7 +155,7 @@ def spectra(results: Results) -> list[Drawing]:
     if not shown or len(k) < 2:
         return []
     with look():
-        figure = new_figure(5.2, 4.3 + 0.16 * ((len(shown) + 2) // 3))
+        figure = new_figure(4.4, 3.9 + 0.15 * ((len(shown) + 2) // 2))
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1.2])
         upper.loglog(k, np.nanmean(truth, axis=0), color=INK, lw=1.6, label="truth")
         lower.axhline(1, color=INK, lw=1)

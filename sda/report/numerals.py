@@ -47,6 +47,7 @@ def percent(share: float, digits: int = 1) -> str:
 
     if not math.isfinite(share):
         return "–"
-    text = f"{abs(100 * share):.{digits}f}{THIN}%"
+    text = f"{abs(100 * share):.{digits}f}"
+    sign = "" if not text.strip("0.") else "+" if share > 0 else MINUS
 
-    return f"{'+' if share >= 0 else MINUS}{text}"
+    return f"{sign}{text}{THIN}%"

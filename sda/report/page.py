@@ -17,9 +17,9 @@ import numpy as np
 
 from . import calibration, figures, tables
 from .axes import Drawing
-from .case import case
+from .case import Group, case
 from .markup import Markup, escape, join, tag
-from .numerals import decimals, number, percent
+from .numerals import number, percent
 from .results import Results, clean
 from .statistics import SCORES, best, estimate, relative
 from .svg import swatch
@@ -104,7 +104,7 @@ def glance(results: Results) -> Markup:
         goal = next((s.goal for s in SCORES if s.name == results.score), -np.inf)
         chosen = np.flatnonzero(best(values, goal, tables.eligible(results)))
         known = [estimate(row) for row in values]
-        digits = decimals([value.mean for value in known])
+        digits = tables.column_digits(known)
         order = sorted(chosen, key=lambda i: known[i].mean)
         names = [f"{methods[i].label} ({number(known[i].mean, digits)})" for i in order]
         if len(names) > 1:
@@ -199,11 +199,13 @@ def one_case(results: Results) -> Markup | None:
 
     parts: list[object] = []
     dims: set[str] = set()
-    for name, drawings in case(results):
+    for name, groups in case(results):
         dims = {str(dim) for dim in results.dataset["case_truth"].dims} - {"case_variable"}
         if name:
             parts.append(tag("h3", name))
-        parts.append(panels(drawings, "maps" if len(dims) > 1 else "panels") or "")
+        parts.append(
+            maps(groups) if len(dims) > 1 else panels([d for g in groups for d in g.drawings])
+        )
     if not parts:
         return None
     when = results.dataset.get("case_time")
@@ -234,22 +236,29 @@ def wide(drawings: Sequence[Drawing]) -> Markup | None:
     return tag("div", *parts, class_="wide")
 
 
-def panels(drawings: Sequence[Drawing], class_: str = "panels") -> Markup | None:
+def panels(drawings: Sequence[Drawing]) -> Markup | None:
     """Small figures side by side."""
 
     if not drawings:
         return None
     parts = [
-        tag(
-            "figure",
-            tag("h4", drawing.title),
-            drawing.svg,
-            data_method=drawing.method.index if drawing.method else None,
-        )
-        for drawing in drawings
+        tag("figure", tag("h4", d.title), d.svg, data_method=d.method.index if d.method else None)
+        for d in drawings
     ]
 
-    return tag("div", *parts, class_=class_)
+    return tag("div", *parts, class_="panels")
+
+
+def maps(groups: Sequence[Group]) -> Markup:
+    """Maps, those of a method side by side."""
+
+    parts = []
+    for group in groups:
+        drawn = [tag("figure", d.svg, tag("figcaption", d.title)) for d in group.drawings]
+        method = group.method.index if group.method else None
+        parts.append(tag("div", tag("h4", group.title), *drawn, class_="pair", data_method=method))
+
+    return tag("div", *parts, class_="maps")
 
 
 def legend(results: Results) -> Markup:
@@ -291,7 +300,8 @@ def provenance(results: Results) -> Markup | None:
     for name, title in (("machine", "Machine"), ("versions", "Versions")):
         value = results.attribute(name)
         if isinstance(value, dict) and value:
-            parts += [tag("h3", title), tables.pairs(f"{title}, as recorded by the runs.", value)]
+            words = f"{title}, as recorded by the runs."
+            parts += [tag("h3", title), tables.pairs(name, words, value)]
         elif value:
             parts += [tag("h3", title), tag("p", value)]
     if (experiment := results.attribute("experiment")) is not None:

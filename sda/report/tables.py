@@ -37,19 +37,38 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, and its explanation."""
+    """A column of a table.
+
+    Attributes:
+        title: Its heading.
+        hint: What the heading stands for.
+        text: Whether its cells are texts, which begin at the left.
+    """
 
     title: object
     hint: str = ""
+    text: bool = False
 
 
-def table(caption: object, columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> Markup:
-    """A table that sorts by its columns. The first cell of each row is its heading."""
+def table(
+    key: str, caption: object, columns: Sequence[Column], rows: Iterable[Sequence[Cell]]
+) -> Markup:
+    """A table that sorts by its columns. The first cell of each row is its heading.
+
+    The caption stands outside of what scrolls, so that it is read whole on a narrow screen.
+
+    Arguments:
+        key: A name that no other table of the page has.
+        caption: What the table holds.
+        columns: The columns.
+        rows: The cells of each row, one for each column.
+    """
 
     head = []
     for column in columns:
         button = tag("button", column.title, type="button", title=column.hint or None)
-        head.append(tag("th", button, scope="col", aria_sort="none"))
+        class_ = "text" if column.text else None
+        head.append(tag("th", button, scope="col", aria_sort="none", class_=class_))
     body = []
     for row in rows:
         cells = []
@@ -67,35 +86,41 @@ def table(caption: object, columns: Sequence[Column], rows: Iterable[Sequence[Ce
         body.append(tag("tr", *cells))
     inner = tag(
         "table",
-        tag("caption", caption),
         tag("thead", tag("tr", *head)),
         tag("tbody", *body),
         class_="sortable",
+        aria_labelledby=f"{key}-caption",
+    )
+    region = tag(
+        "div",
+        inner,
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_labelledby=f"{key}-caption",
     )
 
-    return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label="Table")
+    return join([tag("p", caption, class_="caption", id=f"{key}-caption"), region])
+
+
+METHOD = Column("Method", text=True)
 
 
 def heading(method: Method) -> Cell:
-    """The cell that names a method."""
+    """The cell that names a method, and says of what kind it is and whether it is tuned."""
 
-    return Cell(join([swatch(method), tag("span", method.label)]), method.label, "method")
+    words = [tag("span", word, class_=word) for word in variant(method)]
+    if method.kind:
+        words.insert(0, tag("span", method.kind))
+    below = tag("small", join(words, ", ")) if words else ""
+
+    return Cell(join([swatch(method), method.label, below]), method.label, "method")
 
 
-def kind(method: Method) -> Cell:
-    """The cell that says of what kind a method is."""
+def variant(method: Method) -> list[str]:
+    """The word for whether a method is tuned, if that is known."""
 
-    return Cell(method.kind or "–", method.kind or None, "text")
-
-
-def variant(method: Method) -> Cell:
-    """The cell that says whether a method is tuned."""
-
-    if method.tuned is None:
-        return Cell("–", None, "text")
-    word = "tuned" if method.tuned else "untuned"
-
-    return Cell(tag("span", word, class_=word), word, "text")
+    return [] if method.tuned is None else ["tuned" if method.tuned else "untuned"]
 
 
 def runs(results: Results, method: Method) -> Cell:
@@ -129,6 +154,8 @@ def shown(value: Estimate, digits: int, bold: bool = False, mark: str = "") -> C
 
     if not value.n:
         return Cell("–")
+    if value.n > 1 and 0 < value.error < 0.5 * 10.0**-digits:
+        digits = min(digits + 2, decimals([value.error], 1, 8))
     mean = tag("strong" if bold else "span", number(value.mean, digits))
     error = f" ± {number(value.error, digits)}" if value.n > 1 else ""
     reach = (
@@ -143,25 +170,19 @@ def shown(value: Estimate, digits: int, bold: bool = False, mark: str = "") -> C
 def scores(results: Results) -> Markup:
     """The summary: every score of every method, the published one, and what became of the runs."""
 
-    columns = [Column("Method")]
+    columns = [METHOD]
     cells: list[list[Cell]] = [[heading(method)] for method in results.methods]
-    if any(method.kind for method in results.methods):
-        columns.append(Column("Kind"))
-        for row, method in zip(cells, results.methods):
-            row.append(kind(method))
-    if any(method.tuned is not None for method in results.methods):
-        columns.append(Column("Variant", "whether parameters were searched for on another truth"))
-        for row, method in zip(cells, results.methods):
-            row.append(variant(method))
     headline = [score for score in SCORES if score.name == results.score]
     others = [score for score in SCORES if score.name != results.score]
-    for score in (headline or [Score(results.score, results.score, -np.inf)]) + others:
+    for score in headline or [Score(results.score, results.score, -np.inf)]:
         add_score(results, score, columns, cells)
     columns.append(Column("Runs", "runs that ended, and what became of the others"))
     for row, method in zip(cells, results.methods):
         row.append(runs(results, method))
+    for score in others:
+        add_score(results, score, columns, cells)
 
-    return table(caption(results), columns, cells)
+    return table("scores", caption(results), columns, cells)
 
 
 def add_score(
@@ -173,7 +194,7 @@ def add_score(
     known = estimates(results, score)
     published = [method.published for method in results.methods]
     if known is not None:
-        digits = decimals([value.mean for value in known])
+        digits = column_digits(known)
         values = results.values(score.name)
         assert values is not None  # as `known` is not
         flags = best(values, score.goal, eligible(results))
@@ -201,6 +222,14 @@ def add_score(
         row.append(Cell(f"{percent(share)}{spread}", share))
 
 
+def column_digits(values: Sequence[Estimate]) -> int:
+    """The decimals of a column: three digits of what is typical in it."""
+
+    sizes = [abs(value.mean) for value in values if value.n and value.mean]
+
+    return decimals([float(np.median(sizes))]) if sizes else 0
+
+
 def eligible(results: Results) -> Any:
     """Which methods are ranked: those of which all runs ended that any method has."""
 
@@ -209,7 +238,7 @@ def eligible(results: Results) -> Any:
     return ~results.diverged.any(axis=1) & (ended.sum(axis=1) == ended.sum(axis=1).max())
 
 
-def caption(results: Results) -> Markup:
+def caption(results: Results) -> str:
     """How to read the scores."""
 
     n = results.repetitions
@@ -227,13 +256,13 @@ def caption(results: Results) -> Markup:
     if (results.ran.sum(axis=1) < n).any():
         words += " Methods with runs still to be made are not ranked unless all are."
 
-    return tag("span", words)
+    return words
 
 
 def costs(results: Results) -> Markup | None:
     """What a run costs; None if the results do not say."""
 
-    columns = [Column("Method")]
+    columns = [METHOD]
     cells: list[list[Cell]] = [[heading(method)] for method in results.methods]
     for score in COSTS:
         if (known := estimates(results, score, MEBIBYTE if score.unit == "MiB" else 1.0)) is None:
@@ -251,7 +280,7 @@ def costs(results: Results) -> Markup | None:
         return None
     words = "Cost of one run: mean over the repetitions that ended, smallest … largest below."
 
-    return table(words, columns, cells)
+    return table("costs", words, columns, cells)
 
 
 def divergences(results: Results) -> Markup | None:
@@ -273,9 +302,9 @@ def divergences(results: Results) -> Markup | None:
             cells.append(
                 [heading(method), Cell(repetition, float(k)), Cell(text, time, "lost")],
             )
-    columns = [Column("Method"), Column("Repetition"), Column("Diverged at time")]
+    columns = [METHOD, Column("Repetition"), Column("Diverged at time")]
 
-    return table("Runs that diverged. They enter no mean.", columns, cells)
+    return table("diverged", "Runs that diverged. They enter no mean.", columns, cells)
 
 
 def parameters(results: Results) -> Markup | None:
@@ -284,7 +313,7 @@ def parameters(results: Results) -> Markup | None:
     known = [flat(method.parameters) for method in results.methods]
     if not any(known):
         return None
-    columns = [Column("Method"), Column("Variant"), Column("Parameters")]
+    columns = [METHOD, Column("Parameters", text=True)]
     cells = []
     for method, values in zip(results.methods, known):
         items = [
@@ -293,9 +322,9 @@ def parameters(results: Results) -> Markup | None:
         ]
         text = ", ".join(f"{name} = {readable(value)}" for name, value in values.items())
         content = join(items, " ") if items else "–"
-        cells.append([heading(method), variant(method), Cell(content, text or None, "text wrap")])
+        cells.append([heading(method), Cell(content, text or None, "text wrap")])
 
-    return table("Parameters of each method, as it was run.", columns, cells)
+    return table("parameters-table", "Parameters of each method, as it was run.", columns, cells)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -325,7 +354,7 @@ def readable(value: Any) -> str:
     return str(value)
 
 
-def pairs(caption: str, values: dict[str, Any]) -> Markup:
+def pairs(key: str, caption: str, values: dict[str, Any]) -> Markup:
     """A table of names and values, one pair a row."""
 
     cells = [
@@ -333,4 +362,6 @@ def pairs(caption: str, values: dict[str, Any]) -> Markup:
         for name, value in flat(values).items()
     ]
 
-    return table(caption, [Column("Name"), Column("Value")], cells)
+    columns = [Column("Name", text=True), Column("Value", text=True)]
+
+    return table(key, caption, columns, cells)
