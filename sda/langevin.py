@@ -48,8 +48,9 @@ class Langevin:
     Arguments:
         metric: The metric `M`: `guidance`, the covariance of the noisy posterior that the guidance
             assumes; `prior`, that of the noisy prior; or `identity`, `s² I` with the step
-            `δ n / ‖s ∇ log p‖²` for each member, as in score-based data assimilation. A denoiser
-            without guidance has the `prior` metric if it knows its covariance, else `identity`.
+            `δ n / ‖s ∇ log p‖²` for each member and without the exact flow, `x + δ M ∇ log p +
+            √(2δ) M^½ ξ`, as in score-based data assimilation. A denoiser without guidance has the
+            `prior` metric if it knows its covariance, else `identity`.
         steps: The number of steps at each level, with one evaluation each.
         delta: The step size `δ`.
         s_min: The smallest noise level with Langevin steps.
@@ -130,19 +131,16 @@ class Langevin:
 
         for k in range(self.steps):
             metric = self._metric(denoiser, analysis)
-            score = (analysis.mean - x) / s**2
-            drift = metric.apply(score)
-            norm = (score * drift).flatten(1).sum(1) / values
-            norm = norm.clamp(min=1e-6)
+            move = metric.move((analysis.mean - x) / s**2, noise)
+            norm = (move.square / values).clamp(min=1e-6)
             if k == 0:
                 self.alarms[s] = float(norm.mean())
             if self.metric == "identity":
                 delta = self.delta / norm
+                x = x + move.combine(delta, (2 * delta).sqrt())
             else:
                 delta = (self.tame * self.delta / norm).clamp(max=self.delta)
-            delta = delta.reshape(-1, *[1] * (x.ndim - 1))
-            x = x - torch.expm1(-delta) * drift
-            x = x + (-torch.expm1(-2 * delta)).sqrt() * metric.draw(noise)
+                x = x + move.combine(-torch.expm1(-delta), (-torch.expm1(-2 * delta)).sqrt())
             analysis = analyse(denoiser, x, s)
 
         return x, analysis

@@ -78,7 +78,9 @@ class MemberNoise:
         """Draws noise, with shape `(member, *shape)`."""
 
         draw = np.float64 if self.dtype == torch.float64 else np.float32
-        noise = np.stack([g.standard_normal(shape, dtype=draw) for g in self.generators])
+        noise = np.empty((len(self.generators), *shape), dtype=draw)
+        for generator, own in zip(self.generators, noise, strict=True):
+            generator.standard_normal(dtype=draw, out=own)
 
         return torch.from_numpy(noise).to(dtype=self.dtype, device=self.device)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..covariance import Covariance
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, broadcast
 from .solver import Noise, ObservationSpace, Tangent
 
 
@@ -31,6 +31,19 @@ class LikelihoodLike(Protocol):
     def columns(self) -> Tensor: ...
 
 
+@dataclass
+class Move:
+    """`M g` and a draw `z` from `N(0, M)`, of which only a combination is wanted.
+
+    Attributes:
+        square: `gᵀ M g`, with shape `(member)`.
+        combine: The map from factors `a` and `b`, both `(member)`, to `a M g + b z`.
+    """
+
+    square: Tensor
+    combine: Callable[[Tensor, Tensor], Tensor]
+
+
 class Metric(abc.ABC):
     """A symmetric positive definite matrix `M` for each member."""
 
@@ -41,6 +54,16 @@ class Metric(abc.ABC):
     @abc.abstractmethod
     def draw(self, noise: Noise) -> Tensor:
         """Draws from `N(0, M)`, given a source of standard normal noise `(member, *shape)`."""
+
+    def move(self, g: Tensor, noise: Noise) -> Move:
+        """What a Langevin step is made of; metrics that can, share transforms between its parts."""
+
+        drift, z = self.apply(g), self.draw(noise)
+
+        return Move(
+            (g * drift).flatten(1).sum(1),
+            lambda a, b: broadcast(a, g) * drift + broadcast(b, g) * z,
+        )
 
 
 class IdentityMetric(Metric):
@@ -81,6 +104,17 @@ class PriorMetric(Metric):
     def draw(self, noise: Noise) -> Tensor:
         return self.covariance.apply(lambda e: self.m0(e).sqrt(), noise(self.covariance.shape))
 
+    def move(self, g: Tensor, noise: Noise) -> Move:
+        m0 = self.m0(self.covariance.eigenvalues)
+        both = torch.cat((g, noise(self.covariance.shape)))
+        g, z = self.covariance.transform(both).chunk(2)
+        drift, z = m0 * g, m0.sqrt() * z
+
+        return Move(
+            (g * drift).sum(1),
+            lambda a, b: self.covariance.inverse(a[:, None] * drift + b[:, None] * z),
+        )
+
 
 class PosteriorMetric(Metric):
     """The covariance of the noisy posterior of a Gaussian prior.
@@ -117,6 +151,30 @@ class PosteriorMetric(Metric):
         v = self._solve(self.space.forward(self.ratio, z, self.tangent) + u)
 
         return z - self._correct(v)
+
+    def move(self, g: Tensor, noise: Noise) -> Move:
+        if not self.space.direct:
+            return super().move(g, noise)
+
+        # All in the eigenbasis: two transforms, and one inverse of what is wanted in the end.
+        covariance, columns = self.space.covariance, self.space.columns
+        e, members = covariance.eigenvalues, len(g)
+        m0, ratio = self.m0(e), self.ratio(e)
+        both = covariance.transform(torch.cat((g, noise(covariance.shape))))
+        g, both = both[:members], both * torch.stack((m0, m0.sqrt())).repeat_interleave(members, 0)
+        seen = (both * ratio) @ columns.T
+        u = self.space.draw(self.wiener, self.tangent, ("innovation", self.s), noise)
+        seen = torch.cat((seen[:members], seen[members:] + u))
+        v = self._solve(seen)
+
+        def combine(a: Tensor, b: Tensor) -> Tensor:
+            a, b = a[:, None], b[:, None]
+            gain = ((a * v[:members] + b * v[members:]) @ columns) * (m0 * ratio)
+            return covariance.inverse(a * both[:members] + b * both[members:] - gain)
+
+        square = (g * both[:members]).sum(1) - (seen[:members] * v[:members]).sum(1)
+
+        return Move(square, combine)
 
     def _solve(self, e: Tensor) -> Tensor:
         return self.space.solve(self.kernel, e, self.tangent, (f"metric {self.m0.limit}", self.s))
