@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ..plotting.style import new_figure
 from .markup import Markup
-from .results import Method, Results
-from .svg import GREY, mark, plain
+from .results import Method, Results, as_float
+from .svg import GREY, INK, mark, plain
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,18 @@ class Drawing:
     method: Method | None = None
 
 
-def panel(width: float = 2.7, height: float = 1.75) -> tuple[Figure, Axes]:
-    """One of several small figures."""
+def panel(width: float = 2.7, height: float = 1.75, left: float = 0.4) -> tuple[Figure, Axes]:
+    """One of several small figures.
+
+    Its margins are fixed, so that panels side by side line up; `left` is that of the labels of y,
+    in inches.
+    """
 
     figure = new_figure(width, height)
+    figure.set_layout_engine("none")
+    box = (left / width, 0.4 / height, 1 - (left + 0.1) / width, 1 - 0.5 / height)
 
-    return figure, figure.subplots()
+    return figure, figure.add_axes(box)
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 2) -> None:
@@ -78,6 +84,18 @@ def ends(values: NDArray) -> tuple[float, float]:
     low, high = float(values[0]), float(values[-1])
 
     return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def burn_in(axes: Axes, results: Results) -> bool:
+    """Marks the end of burn-in, if it lies within the axes; scores are averages after it."""
+
+    end = as_float(results.attribute("burn_in"))
+    low, high = axes.get_xlim()
+    inside = bool(low < end < high)
+    if inside:
+        axes.axvline(end, color=INK, lw=0.8, ls=(0, (3, 2)))
+
+    return inside
 
 
 def units(results: Results, dim: str) -> str:

@@ -5,9 +5,11 @@ shows how it errs, the curve what an interval of it is worth.
 """
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from ..plotting.style import new_figure
-from .axes import Drawing, ends, legend, panel, units
+from .axes import Drawing, burn_in, ends, legend, panel, units
 from .results import Results
 from .statistics import over_repetitions, thinned
 from .svg import GREY, INK, colour, inline, line, look, mark, marker, plain
@@ -39,6 +41,7 @@ def spread_skill(results: Results) -> list[Drawing]:
             axes.plot(time, spreads[i], "--", color=colour(method), lw=1.3, label="spread")
             axes.set_ylim(0, 1.15 * float(np.nanquantile([errors[i], spreads[i]], 0.98)))
             axes.set_xlim(*ends(time))
+            burn_in(axes, results)
             axes.set_xlabel(units(results, "time"))
             axes.legend(loc="upper center", ncols=2, borderaxespad=0.1)
             words = (
@@ -56,39 +59,31 @@ def ranks(results: Results) -> list[Drawing]:
 
     if (histograms := results.values("rank_histogram")) is None:
         return []
-    low = results.values("rank_histogram_low")
-    high = results.values("rank_histogram_high")
     drawings = []
     for method in results.methods:
         i = method.index
         rows = histograms[i][np.isfinite(histograms[i]).any(axis=1)]
         if not len(rows):
             continue
-        kept = np.isfinite(rows).any(axis=0)
-        rows = rows[:, kept] / np.nansum(rows[:, kept], axis=1, keepdims=True) * kept.sum()
+        rows = rows[:, np.isfinite(rows).all(axis=0)]
         bins = rows.shape[1]
+        rows = rows / rows.sum(axis=1, keepdims=True) * bins
         edges = np.linspace(0, 1, bins + 1)
-        mean = np.nanmean(rows, axis=0)
+        mean = rows.mean(axis=0)
         with look():
             figure, axes = panel()
             axes.grid(visible=False)
-            if low is not None and high is not None:
-                band = [np.nanmean(b[i][:, kept], axis=0) * bins for b in (low, high)]
-                bottom, top = (np.append(values, values[-1]) for values in band)
-                axes.fill_between(edges, bottom, top, step="post", color=GREY, alpha=0.4, lw=0)
             axes.stairs(mean, edges, fill=True, color=colour(method), alpha=0.55, lw=0)
             axes.stairs(mean, edges, color=colour(method), lw=0.9)
             if len(rows) > 1:
-                axes.vlines(
-                    (edges[1:] + edges[:-1]) / 2,
-                    np.nanmin(rows, axis=0),
-                    np.nanmax(rows, axis=0),
-                    color=INK,
-                    lw=min(1.2, 24 / bins),
-                )
+                half = flat_band(rows)
+                axes.axhspan(1 - half, 1 + half, color=GREY, alpha=0.4, lw=0)
+                centres = (edges[1:] + edges[:-1]) / 2
+                width = min(1.2, 24 / bins)
+                axes.vlines(centres, rows.min(axis=0), rows.max(axis=0), color=INK, lw=width)
             axes.axhline(1, color=INK, lw=0.6, ls=(0, (3, 2)))
             axes.set_xlim(0, 1)
-            axes.set_ylim(0, max(2.0, 1.08 * float(np.nanmax(rows))))
+            axes.set_ylim(0, max(2.0, 1.08 * float(rows.max())))
             axes.set_xlabel("rank of the truth / members")
             words = (
                 f"Relative frequency in {bins} bins, 1 if calibrated: {mean[0]:.2f} in the lowest, "
@@ -98,6 +93,24 @@ def ranks(results: Results) -> list[Drawing]:
         drawings.append(Drawing(svg, method.label, method=method))
 
     return drawings
+
+
+def flat_band(rows: NDArray[np.float64]) -> float:
+    r"""Half the width of the band that the mean of flat histograms would keep within.
+
+    Ranks next to each other in space and time are not independent, so that counting them tells
+    nothing of how far from flat a histogram may be. How far repetitions differ does: with s² the
+    variance between the n repetitions, averaged over the b bins, the band of 95 % is
+    1 ± t_{b(n-1)} s / √n.
+
+    Arguments:
+        rows: Relative frequencies about 1, with shape `(repetition, bin)`, two repetitions or more.
+    """
+
+    n, bins = rows.shape
+    error = np.sqrt(rows.var(axis=0, ddof=1).mean() / n)
+
+    return float(stdtrit(bins * (n - 1), 0.975) * error)
 
 
 def coverage(results: Results) -> list[Drawing]:

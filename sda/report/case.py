@@ -146,8 +146,13 @@ def map_panel(
 
     plane = not any("time" in dim for dim in dims)
     aspect = (extent[3] - extent[2]) / (extent[1] - extent[0]) if plane else 1.0
-    figure = new_figure(1.9, 1.9 * float(np.clip(aspect, 0.3, 2)) + (0 if plane else 0.25))
-    axes = figure.subplots()
+    height = 1.9 * float(np.clip(aspect, 0.3, 2))
+    if plane:
+        figure = new_figure(1.9, height)
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    else:
+        figure, axes = panel(1.9, height + 0.3)
     axes.grid(visible=False)
     # What was not observed shows the page through.
     axes.imshow(values, origin="lower", extent=extent, aspect="equal" if plane else "auto", **scale)
@@ -197,7 +202,7 @@ def series(results: Results, data: xr.Dataset, dim: str, key: str) -> list[Group
         if i not in means:
             continue
         with look():
-            figure, axes = panel(3.6, 1.9)
+            figure, axes = panel(3.6, 1.9, 0.55)
             if i in spreads:
                 band = means[i] - 2 * spreads[i], means[i] + 2 * spreads[i]
                 axes.fill_between(time, *band, color=colour(method), alpha=0.25, lw=0)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..plotting.style import new_figure
-from .axes import Drawing, ends, legend, numbers, place_labels, units, wide
+from .axes import Drawing, burn_in, ends, legend, numbers, place_labels, units, wide
 from .results import Results
 from .statistics import COSTS, SCORES, estimate, over_repetitions, thinned
 from .svg import INK, colour, inline, line, look, mark, marker, plain
@@ -100,6 +100,7 @@ def course(results: Results, name: str) -> list[Drawing]:
             mark(method, band, mean)
         crosses(axes, results)
         axes.set_xlim(*ends(time))
+        marked = burn_in(axes, results)
         axes.set(xlabel=units(results, "time"), ylabel=title)
         legend(figure, axes)
         words = "; ".join(f"{m.label}: {np.nanmean(means[m.index]):.3g} on average" for m in shown)
@@ -108,6 +109,7 @@ def course(results: Results, name: str) -> list[Drawing]:
         f"{title} in time"
         + (f", averaged over {width} analyses in a row" if width > 1 else "")
         + ". Lines: mean over the repetitions that ended; bands: smallest to largest."
+        + (" Dashed: the end of burn-in." if marked else "")
         + (" Crosses on the axis: a run diverged." if results.diverged.any() else "")
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import calibration, figures, tables
+from . import calibration, figures, settings, summary
 from .axes import Drawing
 from .case import Group, case
 from .markup import Markup, escape, join, tag
@@ -30,13 +30,13 @@ def page(results: Results) -> str:
 
     title = clean(results.attribute("title")) or "Benchmark"
     sections = [
-        ("scores", "Scores", summary(results)),
+        ("scores", "Scores", scored(results)),
         ("cost", "Cost", costs(results)),
         ("time", "In time", in_time(results)),
         ("calibration", "Calibration", calibrated(results)),
         ("spectra", "Spectra", wide(figures.spectra(results))),
         ("case", "One case", one_case(results)),
-        ("parameters", "Parameters", tables.parameters(results)),
+        ("parameters", "Parameters", parameters(results)),
         ("notes", "Notes", notes(results)),
         ("provenance", "Commands and versions", provenance(results)),
     ]
@@ -102,9 +102,9 @@ def glance(results: Results) -> Markup:
     methods = results.methods
     if values is not None:
         goal = next((s.goal for s in SCORES if s.name == results.score), -np.inf)
-        chosen = np.flatnonzero(best(values, goal, tables.eligible(results)))
+        chosen = np.flatnonzero(best(values, goal, summary.eligible(results)))
         known = [estimate(row) for row in values]
-        digits = tables.column_digits(known)
+        digits = summary.column_digits(known)
         order = sorted(chosen, key=lambda i: known[i].mean)
         names = [f"{methods[i].label} ({number(known[i].mean, digits)})" for i in order]
         if len(names) > 1:
@@ -145,16 +145,16 @@ def glance(results: Results) -> Markup:
     return tag("ul", *(tag("li", item) for item in items), class_="glance")
 
 
-def summary(results: Results) -> Markup:
+def scored(results: Results) -> Markup:
     """The tables of scores and of the runs that diverged."""
 
-    return join([tables.scores(results), tables.divergences(results) or ""])
+    return join([summary.scores(results), summary.divergences(results) or ""])
 
 
 def costs(results: Results) -> Markup | None:
     """Accuracy against cost, and the table of costs."""
 
-    parts = [part for part in (wide(figures.cost(results)), tables.costs(results)) if part]
+    parts = [part for part in (wide(figures.cost(results)), summary.costs(results)) if part]
 
     return join(parts) if parts else None
 
@@ -181,9 +181,10 @@ def calibrated(results: Results) -> Markup | None:
     if ranked := panels(calibration.ranks(results)):
         bands = ""
         if results.repetitions > 1:
-            bands += " Vertical lines: smallest to largest of the repetitions."
-        if results.values("rank_histogram_low") is not None:
-            bands += " Grey: the band of calibrated ensembles."
+            bands = (
+                " Vertical lines: smallest to largest of the repetitions; grey: where the mean of "
+                "a flat histogram would be (95 %), judged by how far repetitions differ."
+            )
         words = (
             "Relative frequency of the truth's rank among the members: flat, at the dashed line, "
             "if calibrated; a cup if the ensemble is too narrow, a hill if it is too wide, a slope "
@@ -288,6 +289,14 @@ def notes(results: Results) -> Markup | None:
     return tag("ul", *(tag("li", line) for line in lines))
 
 
+def parameters(results: Results) -> Markup | None:
+    """The parameters of the methods, and how they were tuned."""
+
+    parts = [part for part in (settings.parameters(results), settings.tuning(results)) if part]
+
+    return join(parts) if parts else None
+
+
 def provenance(results: Results) -> Markup | None:
     """What it takes to make the results again: commands, seeds, machine, versions, experiment."""
 
@@ -295,13 +304,12 @@ def provenance(results: Results) -> Markup | None:
     if commands := listed(results.attribute("commands")):
         parts += [tag("h3", "Commands"), tag("pre", "\n".join(commands))]
     if (seeds := results.attribute("seeds")) is not None:
-        text = tables.readable(seeds) if not isinstance(seeds, dict) else json.dumps(seeds)
-        parts += [tag("h3", "Seeds"), tag("p", text)]
+        parts += [tag("h3", "Seeds"), settings.seeds(seeds)]
     for name, title in (("machine", "Machine"), ("versions", "Versions")):
         value = results.attribute(name)
         if isinstance(value, dict) and value:
             words = f"{title}, as recorded by the runs."
-            parts += [tag("h3", title), tables.pairs(name, words, value)]
+            parts += [tag("h3", title), settings.pairs(name, words, value)]
         elif value:
             parts += [tag("h3", title), tag("p", value)]
     if (experiment := results.attribute("experiment")) is not None:

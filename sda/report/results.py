@@ -127,6 +127,8 @@ class Results:
         """Which runs have ended, well or not: others are still to be made."""
 
         ended = self.diverged.copy()
+        if (finished := self._runs("finished")) is not None:
+            return ended | (np.nan_to_num(finished) > 0)
         for name in ("diverged", self.score, "seconds"):
             if (flags := self._runs(name)) is not None:
                 ended |= np.isfinite(flags)
