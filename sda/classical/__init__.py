@@ -1,10 +1,24 @@
 """Classical data assimilation: the methods that the score-based engine is measured against."""
 
 from .base import Filter, Method, Run, Smoother, Solution
+from .denkf import DEnKF
+from .enkf import EnKF
+from .enkf_n import EnKFN
+from .enks import EnKS
+from .ensemble import EnsembleFilter
+from .etkf import ETKF
+from .ienks import IEnKS
 from .initial import Draws, Gaussian, Initial, Spinup
 from .particle import ParticlePosterior, ParticleSmoother, stationary_states
 
 __all__ = [
+    "DEnKF",
+    "ETKF",
+    "EnKF",
+    "EnKFN",
+    "EnKS",
+    "EnsembleFilter",
+    "IEnKS",
     "Draws",
     "Filter",
     "Gaussian",
