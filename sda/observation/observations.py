@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dynamics.layout import Layout
 
-from .domain import Domain, Grid
+from .domain import Domain, Grid, Points
 from .likelihood import Likelihood
 from .operator import Bound, Compose, Operator, anchored, known
 from .select import Mask
@@ -254,12 +254,20 @@ class Observations:
 
         Raises:
             ValueError: If an observation lies outside the domain or the time span, a variable is
-                unknown, or an operator does not fit the layout.
+                unknown, an operator does not fit the layout, or two values of a table are of the
+                same place, one period apart.
         """
+
+        from .table import check_distinct
 
         grid = Grid.of(layout, time)
         parts: list[tuple[Bound, Tensor | None]] = []
         for each in self.sets:
+            if isinstance(each.domain, Points) and each.operator.sampling and grid.period:
+                names = ("time", "variable", *grid.dims)
+                places = {name: column for name, column in each.rows().items() if name in names}
+                period = {name: length for name, length in grid.period.items() if name in places}
+                check_distinct(places, period)
             bound = each.operator.bind(grid, dtype, device)
             same = bound.target.shape == each.domain.shape
             if not same and (

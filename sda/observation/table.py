@@ -69,16 +69,37 @@ def from_table(table: pd.DataFrame | Mapping[str, Any], std: float | None = None
     rows = {name: column[seen] for name, column in columns.items()}
     rows["variable"] = np.array(table["variable"].astype(str))[seen].astype(object)
 
-    keys = pd.DataFrame({name: rows[name] for name in ("time", "variable", *places)})
-    if (duplicate := keys.duplicated()).any():
-        first = keys[duplicate].iloc[0].to_dict()
-        raise ValueError(
-            f"{int(duplicate.sum())} rows are duplicated, the first is {first}: average or "
-            f"remove them"
-        )
+    check_distinct({name: rows[name] for name in ("time", "variable", *places)})
     domain = Points({name: rows[name] for name in ("time", "variable", *places)})
 
     return ObservationSet(Interpolate(domain.columns), domain, rows["observation"], rows["std"])
+
+
+def check_distinct(
+    rows: Mapping[str, np.ndarray], period: Mapping[str, float] | None = None
+) -> None:
+    """Raises a `ValueError` if two rows are of the same variable, time and place.
+
+    Arguments:
+        rows: The columns `time`, `variable` and the spatial coordinates.
+        period: The period of each periodic coordinate: places one period apart are the same. Only
+            the state's layout knows it.
+    """
+
+    keys = pd.DataFrame(dict(rows))
+    duplicate = keys.duplicated()
+    for name, length in (period or {}).items():
+        # In parts of a thousand millionth: a period is seldom a number that adds up exactly.
+        keys[name] = np.round(keys[name].to_numpy(np.float64) / length * 1e9) % 1e9
+    if period:
+        duplicate = keys.duplicated() & ~duplicate
+    if duplicate.any():
+        row = pd.DataFrame(dict(rows))[duplicate].iloc[0].to_dict()
+        apart = f" (places a period of {dict(period)} apart are the same)" if period else ""
+        raise ValueError(
+            f"{int(duplicate.sum())} rows are duplicated, the first is {row}{apart}: average or "
+            f"remove them"
+        )
 
 
 def to_table(observations: Observations) -> pd.DataFrame:

@@ -46,6 +46,23 @@ POINTS = {
 ALL = {**GRIDDED, **POINTS}
 
 
+def test_duplicates_one_period_apart():
+    """The same place twice, which only the layout of the state can tell."""
+
+    def table(x, y=(1.0, 1.0)):
+        two = {"time": 0.2, "variable": "u", "observation": [1.0, 2.0], "std": 0.1}
+        return Observations.from_table(pd.DataFrame({**two, "y": y, "x": x}))
+
+    period = dict(FLOW.period)
+    assert period, "the case is periodic"
+    with pytest.raises(ValueError, match="1 rows are duplicated, .* a period of .* apart"):
+        table((0.3, 0.3 + period["x"])).likelihood(FLOW, TIME)
+    with pytest.raises(ValueError, match="1 rows are duplicated"):
+        table((0.0, period["x"])).likelihood(FLOW, TIME)
+    assert len(table((0.3, 0.3 + period["x"] / 2)).likelihood(FLOW, TIME)) == 2
+    assert len(table((0.3, 0.3 + 1e-6)).likelihood(FLOW, TIME)) == 2
+
+
 def same(a: Observations, b: Observations) -> None:
     """The two give the same likelihood."""
 
