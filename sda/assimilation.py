@@ -16,7 +16,7 @@ import importlib.metadata
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from .langevin import Langevin
     from .observation import Observations
     from .prior import Prior
+    from .smc import ParticleStep
 
 TASKS = ("smooth",)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # The states that a member's sampling holds at once: the multistep history, the guidance's and the
 # Langevin step's intermediate fields, complex ones counted twice. Peak memory says 22 with static
@@ -59,6 +61,7 @@ def assimilate(
     time: Any = None,
     guidance: str | Mapping[str, Any] | None = None,
     langevin: "Langevin | str | None" = "default",
+    smc: "ParticleStep | None" = None,
     sampler: str = "xeab",
     steps: int = 24,
     s_max: float = 100.0,
@@ -67,6 +70,7 @@ def assimilate(
     block: int | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str = torch.float32,
+    precision: str = "float32",
     overwrite: bool = False,
     resume: bool = False,
     progress: bool = False,
@@ -90,6 +94,8 @@ def assimilate(
             for fields).
         langevin: Langevin steps, see `sda.langevin.Langevin`: an instance, "vectors", "fields" or
             None (default: those that suit the kind of system).
+        smc: Weights and resampling at each noise level, see `sda.smc.ParticleStep` (default: none).
+            The number of members must be a multiple of its `group`.
         sampler: The sampler, see `sda.sampling.sample`.
         steps: The number of noise levels.
         s_max: The largest noise level, in units of the variables' standard deviations.
@@ -99,25 +105,30 @@ def assimilate(
         block: The members per block, in place of `memory`.
         device: The device to sample on.
         dtype: The precision to sample and store in, float32 or float64.
-        overwrite: Whether a posterior at `out` is replaced.
+        precision: The precision that the network alone is evaluated in, float32 or bfloat16; all
+            else stays in `dtype`.
+        overwrite: Whether a posterior at `out` is replaced. It stays as it is until the first
+            members of the new one are on disk.
         resume: Whether a posterior at `out` that was interrupted is completed.
         progress: Whether a progress bar is shown.
 
     Returns:
         The posterior, with dimensions `(member, time, *space)` and one variable per variable of
         the prior, in physical units; lazy where it was streamed. The attribute `failed_members`
-        lists the members whose sampling diverged: they are NaN, and a warning names them.
+        lists the members whose sampling diverged, `failures` says where: they are NaN, and a
+        warning names them. The others are as good as ever. With particle steps a whole group fails.
 
     Raises:
         ValueError: If an argument is out of range, the observations do not fit the prior or the
             time coordinate, or the store to resume was made with other settings.
         FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given.
-        FloatingPointError: If no member at all could be sampled.
+        FloatingPointError: If no member at all could be sampled, or no pilot of the guidance; a
+            posterior that was to be replaced is still there then.
         OSError: If the disk is full; finished blocks stay readable.
     """
 
     from .guidance import METHODS, guide
-    from .sampling import SAMPLERS, log_levels, prepare, sample
+    from .sampling import SAMPLERS, Diverged, log_levels, prepare, sample
 
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
@@ -125,7 +136,7 @@ def assimilate(
         raise ValueError(f"members must be an integer of at least 1, got {members!r}")
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
-    dtype = precision(dtype)
+    dtype = sampling_dtype(dtype, precision)
     device = compute_device(device)
     if out is not None:
         # Before any work: a run must not end at a store that it may not write.
@@ -152,7 +163,7 @@ def assimilate(
     likelihood = likelihood.normalise(mean, scale)
     guided = guide(
         method,
-        trajectory_denoiser(prior, len(time), dtype, memory),
+        trajectory_denoiser(prior, len(time), dtype, memory, precision),
         likelihood,
         climatology.covariance(len(time), dtype),
         **options,
@@ -166,13 +177,23 @@ def assimilate(
         "seed": seed,
         "guidance": {"name": method, **options},
         "langevin": plain(langevin),
+        "smc": plain(smc),
         "sampler": schedule,
         "dtype": str(dtype).removeprefix("torch."),
+        "precision": precision,
     }
+    if smc is not None:
+        # Not needed before a block is sampled, but what does not fit is better known now.
+        smc.begin(guided, seed, range(members))
     if block is None:
-        block = block_size(members, shape, dtype, memory)
+        block = block_size(members, shape, dtype, memory, 1 if smc is None else smc.group)
     elif block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
+    elif smc is not None and block % smc.group and block < members:
+        raise ValueError(
+            f"block must be a multiple of the particle step's group of {smc.group} members, got "
+            f"{block}"
+        )
 
     attrs = provenance(settings, prior)
     sink: PosteriorWriter | PosteriorMemory
@@ -192,27 +213,36 @@ def assimilate(
             prepare(guided, shape, seed, **options)
         with Progress(sum(len(block) for _, block in blocks), guided, progress) as bar:
             for k, part in blocks:
+                failures: dict[int, str] = {}
                 try:
-                    x = sample(guided, shape, seed, part, progress=bar.level(part), **options)
-                except FloatingPointError as error:
-                    # What diverged is named and left out; the other blocks are as good as ever.
-                    sink.fail(k, str(error))
-                else:
-                    sink.put(k, climatology.denormalise(x).cpu().numpy())
+                    x = sample(
+                        guided, shape, seed, part, smc=smc, progress=bar.level(part), **options
+                    )
+                except Diverged as error:
+                    x, failures = error.trajectories, error.failures
+                sink.put(k, climatology.denormalise(x).cpu().numpy(), failures)
                 bar.done(part)
 
-    posterior = sink.dataset()
-    failed = posterior.attrs["failed_members"]
+    failed = list(sink.failures.values())
     if len(failed) == members:
-        raise FloatingPointError(f"no member could be sampled: {posterior.attrs['failures'][0]}")
-    if len(failed):
+        raise FloatingPointError(
+            f"no member could be sampled: {shortened(failed)}: use guidance 'static', smaller "
+            f"Langevin steps or none, or check the observations' std"
+        )
+    if failed:
         warnings.warn(
-            f"{len(failed)} of {members} members failed and are NaN: "
-            + "; ".join(posterior.attrs["failures"]),
+            f"{len(failed)} of {members} members failed and are NaN: {shortened(failed)}",
             RuntimeWarning,
             stacklevel=2,
         )
-    return posterior
+    return sink.dataset()
+
+
+def shortened(messages: Sequence[str], most: int = 3) -> str:
+    """The first few messages, and how many more there are."""
+
+    more = f"; and {len(messages) - most} more" if len(messages) > most else ""
+    return "; ".join(messages[:most]) + more
 
 
 def trajectory_times(
@@ -306,12 +336,26 @@ def langevin_steps(langevin: "Langevin | str | None", fields: bool) -> "Langevin
 
 
 def trajectory_denoiser(
-    prior: "Prior", length: int, dtype: torch.dtype, memory: int | str
+    prior: "Prior", length: int, dtype: torch.dtype, memory: int | str, precision: str = "float32"
 ) -> Denoiser:
-    """The prior's denoiser of trajectories, in a precision, with its windows in batches."""
+    """The prior's denoiser of trajectories, in a dtype, with its windows in batches.
 
-    if prior.gaussian:
+    Arguments:
+        prior: The prior, which stays as it is.
+        length: The number of states.
+        dtype: The dtype of the trajectories.
+        memory: The memory budget, see `assimilate`.
+        precision: The precision of the network alone.
+    """
+
+    if prior.denoiser is None:
         return GaussianDenoiser(prior.climatology.covariance(length, dtype))
+    if prior.denoiser.precision != PRECISIONS[precision]:
+        # Copies that share the weights.
+        window = copy.copy(prior.denoiser)
+        window.precision = PRECISIONS[precision]
+        prior = copy.copy(prior)
+        prior.denoiser = window
     cells = math.prod(prior.layout.shape[1:])
     batch = max(1, size_in_bytes(memory) // (4 * ACTIVATIONS * cells))
     denoiser = prior.trajectory(length, batch=batch)
@@ -328,19 +372,22 @@ def trajectory_denoiser(
     return denoiser
 
 
-def block_size(members: int, shape: tuple[int, ...], dtype: torch.dtype, memory: int | str) -> int:
+def block_size(
+    members: int, shape: tuple[int, ...], dtype: torch.dtype, memory: int | str, group: int = 1
+) -> int:
     """The number of members whose sampling fits a memory budget.
 
-    The blocks are of about equal size.
+    The blocks are of about equal size, in whole groups.
 
     Raises:
         ValueError: If the budget cannot be read.
     """
 
     each = COPIES * math.prod(shape) * torch.finfo(dtype).bits // 8
-    largest = min(max(1, size_in_bytes(memory) // each), LARGEST_BLOCK)
+    largest = max(1, min(size_in_bytes(memory) // each, LARGEST_BLOCK) // group)
+    groups = math.ceil(members / group)
 
-    return math.ceil(members / math.ceil(members / largest))
+    return group * math.ceil(groups / math.ceil(groups / largest))
 
 
 def size_in_bytes(size: int | str) -> int:
@@ -377,6 +424,24 @@ def precision(dtype: torch.dtype | str) -> torch.dtype:
     raise ValueError(f"dtype must be float32 or float64, got {dtype}")
 
 
+def sampling_dtype(dtype: torch.dtype | str, network: str) -> torch.dtype:
+    """The dtype of trajectories, given its name and that of the network's precision.
+
+    Raises:
+        ValueError: If one is unknown, or they do not go together.
+    """
+
+    dtype = precision(dtype)
+    if network not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {network!r}")
+    if network != "float32" and dtype != torch.float32:
+        raise ValueError(
+            f"precision={network} needs dtype=float32, got float64: a network is evaluated either "
+            f"in less precision than its states or in more"
+        )
+    return dtype
+
+
 def provenance(settings: Mapping[str, Any], prior: "Prior") -> dict[str, Any]:
     """What a reader of a posterior wants to know of how it was made."""
 
@@ -403,15 +468,13 @@ def provenance(settings: Mapping[str, Any], prior: "Prior") -> dict[str, Any]:
     }
 
 
-def plain(langevin: "Langevin | None") -> dict[str, Any] | None:
-    """Langevin steps as plain JSON types."""
+def plain(steps: "Langevin | ParticleStep | None") -> dict[str, Any] | None:
+    """Langevin or particle steps as plain JSON types."""
 
-    if langevin is None:
+    if steps is None:
         return None
     values = {
-        each.name: getattr(langevin, each.name)
-        for each in dataclasses.fields(langevin)
-        if each.compare
+        each.name: getattr(steps, each.name) for each in dataclasses.fields(steps) if each.compare
     }
     # JSON has no infinity.
     return {name: repr(v) if isinstance(v, float) else v for name, v in values.items()}

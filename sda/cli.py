@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Config = dict[str, Any]
 
 FAILED, BAD_INPUT, INTERRUPTED = 3, 2, 130
+# So many failed members are named one by one.
+SHOWN = 8
 
 
 def simulate(config: Config) -> int:
@@ -95,8 +97,11 @@ def assimilate(config: Config) -> int:
     prior = build_prior(config["prior"])
     posterior = run(prior, observations, **assimilation_options(config, prior))
     say(f"{config['out']}: {sizes(posterior)}, {posterior.attrs['status']}")
-    for message in posterior.attrs["failures"]:
+    failures = list(posterior.attrs["failures"])
+    for message in failures[:SHOWN]:
         complain(message)
+    if len(failures) > SHOWN:
+        complain(f"and {len(failures) - SHOWN} more: see the attribute `failures` of the store")
     return FAILED if len(posterior.attrs["failed_members"]) else 0
 
 

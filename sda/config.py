@@ -94,6 +94,10 @@ RULES = {
     "prior.window": Rule("integer", low=1),
     "task": Rule("text", choices=("smooth",)),
     "dtype": Rule("text", choices=("float32", "float64")),
+    "precision": Rule("text", choices=("float32", "bfloat16")),
+    "smc.group": Rule("integer", low=2, optional=True),
+    "smc.threshold": Rule("number", low=0),
+    "smc.divergence": Rule("text", choices=("shared", "probe")),
     "time.start": Rule("number", optional=True),
     "time.length": Rule("integer", low=1, optional=True),
     "observing.std": Rule("number", low=0, above=True),
@@ -412,8 +416,9 @@ def assimilation_options(config: Mapping[str, Any], prior: "Prior") -> dict[str,
     import numpy as np
 
     from .langevin import Langevin
+    from .smc import ParticleStep
 
-    names = ("members", "seed", "out", "task", "memory", "block", "device", "dtype")
+    names = ("members", "seed", "out", "task", "memory", "block", "device", "dtype", "precision")
     options = {name: config[name] for name in (*names, "overwrite", "resume", "progress")}
     levels = dict(config["sampler"])
     options |= {"sampler": levels.pop("name"), **levels}
@@ -425,6 +430,7 @@ def assimilation_options(config: Mapping[str, Any], prior: "Prior") -> dict[str,
     options["langevin"] = (
         Langevin(**langevin) if preset is None else None if preset == "none" else preset
     )
+    options["smc"] = None if config["smc"]["group"] is None else ParticleStep(**config["smc"])
     start, length = config["time"]["start"], config["time"]["length"]
     if (start is None) != (length is None):
         raise ValueError(

@@ -8,7 +8,9 @@ one member is one chunk, so that reading one member does not read its neighbours
 What is finished is never lost. Shards and attributes are replaced atomically and synced; a block
 counts as finished only once the group's attributes say so, after its shards are on disk. Members
 that are not finished read as NaN, so the store can be opened at any moment, and a run that was
-killed goes on from the finished blocks.
+killed goes on from the finished blocks. The size and checksum of every shard are kept in the
+attributes: one that is lost or cut short later would read as NaN or not at all; opening the store
+names it, and resuming samples its block again.
 """
 
 import errno
@@ -16,6 +18,8 @@ import json
 import os
 import shutil
 import uuid
+import warnings
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -35,7 +39,9 @@ RECORDS = {"settings", "block", "finished_blocks", "failed_members", "failures",
 def open_dataset(path: str | Path) -> xr.Dataset:
     """Opens a dataset lazily: a Zarr store (any version) or a NetCDF file.
 
-    Times stay numbers in the units of their `units` attribute, as the layouts have them.
+    Times stay numbers in the units of their `units` attribute, as the layouts have them. A
+    posterior of which finished members are missing opens with a warning that names them, and says
+    so in its attribute `status`.
 
     Raises:
         FileNotFoundError: If there is nothing at `path`.
@@ -47,7 +53,8 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         raise FileNotFoundError(f"no dataset at {str(path)!r}")
     try:
         if path.is_dir():
-            return ordered(xr.open_zarr(path, consolidated=False, decode_times=False, chunks={}))
+            dataset = xr.open_zarr(path, consolidated=False, decode_times=False, chunks={})
+            return warned(ordered(dataset), path)
         return xr.open_dataset(path, decode_times=False, chunks={})
     except Exception as error:
         raise ValueError(
@@ -68,6 +75,25 @@ def ordered(dataset: xr.Dataset) -> xr.Dataset:
     return dataset[first + [name for name in names if name not in first]]
 
 
+def warned(dataset: xr.Dataset, path: Path) -> xr.Dataset:
+    """The dataset; if it is a posterior with damaged blocks, its status says so, and a warning."""
+
+    if dataset.attrs.get("kind") != KIND:
+        return dataset
+    damaged = damages(path, dataset.attrs)
+    dataset.attrs.pop("shards", None)
+    if not damaged:
+        return dataset
+    text = "; ".join(damaged.values())
+    warnings.warn(
+        f"{str(path)!r} is damaged: {text}. Run the assimilation again with resume=true, which "
+        f"samples these members again",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return dataset.assign_attrs(status=f"damaged: {text}")
+
+
 class PosteriorWriter:
     """Writes the member blocks of a posterior, each while the next one is sampled.
 
@@ -84,9 +110,11 @@ class PosteriorWriter:
             of the same settings.
         attrs: Further global attributes.
         dtype: The type of the variables.
-        overwrite: Whether a posterior that stands at `path` already is replaced.
+        overwrite: Whether a posterior that stands at `path` already is replaced. It stays as it is
+            until the first members of the new one are on disk.
         resume: Whether a posterior that stands at `path` already is completed. If there is none, a
-            new one is made.
+            new one is made. A finished block whose shards are damaged is unfinished again, and a
+            warning names it.
 
     Raises:
         FileExistsError: If something stands at `path` and neither `overwrite` nor `resume` is
@@ -109,9 +137,12 @@ class PosteriorWriter:
         resume: bool = False,
     ) -> None:
         self.path = Path(path)
+        # Where the store is: beside its path, as long as what it will replace is still there.
+        self.place = self.path
         self.variables = layout.variables
         self.members = members
         self.pending: tuple[int, Future[None]] | None = None
+        self.made = False
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="posterior-writer")
 
         settings = json.loads(json.dumps(dict(settings)))
@@ -120,14 +151,20 @@ class PosteriorWriter:
             check_settings(self.path, read_attributes(self.path), settings)
         else:
             first = initial_attributes(layout, settings, attrs, members, block)
+            # A link, perhaps to a larger disk, stays; what it points to is replaced.
+            self.path = self.path.resolve() if self.path.is_symlink() else self.path
+            self.place = beside(self.path) if exists else self.path
+            self.made = True
             try:
-                create(self.path, layout, time, members, block, first, dtype)
+                create(self.place, layout, time, members, block, first, dtype)
             except OSError as error:
                 raise explain(error, self.path, "creating the store", 0, members) from error
 
-        self.attrs = read_attributes(self.path)
+        self.attrs = read_attributes(self.place)
         self.block = int(self.attrs["block"])
         self.finished = set(self.attrs["finished_blocks"])
+        if not self.made:
+            self.reopen()
 
     @property
     def blocks(self) -> list[range]:
@@ -140,27 +177,47 @@ class PosteriorWriter:
         writing = {self.pending[0]} if self.pending else set()
         return [k for k in range(len(self.blocks)) if k not in self.finished | writing]
 
-    def put(self, k: int, trajectories: np.ndarray) -> None:
+    @property
+    def failures(self) -> dict[int, str]:
+        """What happened to each member that failed, by its index."""
+        return dict(zip(self.attrs["failed_members"], self.attrs["failures"], strict=False))
+
+    def reopen(self) -> None:
+        """Takes finished blocks whose shards are damaged as unfinished, and warns of them."""
+
+        damaged = damages(self.path, self.attrs, thorough=True)
+        if not damaged:
+            return
+        warnings.warn(
+            f"{str(self.path)!r} is damaged: {'; '.join(damaged.values())}. These members are "
+            f"sampled again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        again = {member for k in damaged for member in self.blocks[k]}
+        kept = {member: text for member, text in self.failures.items() if member not in again}
+        self.attrs |= failed(kept)
+        self.finished -= damaged.keys()
+        self.record()
+
+    def put(
+        self, k: int, trajectories: np.ndarray, failures: Mapping[int, str] | None = None
+    ) -> None:
         """Hands over a block, once the previous one is on disk.
 
         Arguments:
             k: The index of the block.
             trajectories: The members in physical units, `(member, time, channel, *space)`.
+            failures: What happened to members that could not be sampled and are NaN, by their
+                index.
 
         Raises:
             OSError: If a block could not be written.
         """
 
         self.wait()
+        self.attrs |= failed(self.failures | dict(failures or {}))
         self.pending = (k, self.pool.submit(self.write, k, trajectories))
-
-    def fail(self, k: int, message: str) -> None:
-        """Records that the members of a block could not be sampled. They stay NaN."""
-
-        self.wait()
-        self.attrs["failed_members"] = sorted({*self.attrs["failed_members"], *self.blocks[k]})
-        self.attrs["failures"] = [*self.attrs["failures"], message]
-        self.record(k)
 
     def wait(self) -> None:
         """Waits until the block handed over last is on disk, and raises what went wrong with it."""
@@ -181,29 +238,35 @@ class PosteriorWriter:
 
         import zarr
 
-        group: Any = zarr.open_group(self.path, mode="r+", zarr_format=3)
-        block = self.blocks[k]
+        group: Any = zarr.open_group(self.place, mode="r+", zarr_format=3)
+        block, marks = self.blocks[k], {}
         for i, name in enumerate(self.variables):
             array = group[name]
             # One shard holds the block: c/<block>/0/0/… What an earlier run left of it, perhaps
             # half, must not be read while it is replaced.
-            shard = self.path / name / "c" / str(k)
+            shard = self.place / name / "c" / str(k)
             shutil.rmtree(shard, ignore_errors=True)
             array[block.start : block.stop] = trajectories[:, :, i].astype(array.dtype, copy=False)
             sync_tree(shard)
+            marks[name] = {str(f.relative_to(shard)): mark(f) for f in files(shard)}
+        shards = json.loads(self.attrs.get("shards", "{}")) | {str(k): marks}
+        self.attrs["shards"] = json.dumps(shards)
         self.record(k)
+        if self.place != self.path and not set(block) <= set(self.attrs["failed_members"]):
+            replace(self.path, self.place)
+            self.place = self.path
 
-    def record(self, k: int) -> None:
-        """Notes in the attributes of the store that a block is finished."""
+    def record(self, *blocks: int) -> None:
+        """Notes in the attributes of the store that blocks are finished."""
 
-        finished = self.finished | {k}
+        finished = self.finished | {*blocks}
         self.attrs["finished_blocks"] = sorted(finished)
         self.attrs["status"] = status(
             sum(len(self.blocks[j]) for j in finished),
             self.members,
             len(self.attrs["failed_members"]),
         )
-        write_attributes(self.path, self.attrs)
+        write_attributes(self.place, self.attrs)
         self.finished = finished
 
     def dataset(self) -> xr.Dataset:
@@ -211,12 +274,17 @@ class PosteriorWriter:
         return open_dataset(self.path)
 
     def close(self) -> None:
-        """Waits for the last block and ends the writer's thread."""
+        """Waits for the last block and ends the writer's thread.
+
+        A store that was to replace another, and of which no member is on disk, is removed.
+        """
 
         try:
             self.wait()
         finally:
             self.pool.shutdown()
+            if self.place != self.path:
+                shutil.rmtree(self.place, ignore_errors=True)
 
     def __enter__(self) -> "PosteriorWriter":
         return self
@@ -235,6 +303,9 @@ class PosteriorWriter:
             self.close()
         except Exception as later:
             error.add_note(f"{self.path}: {first_line(later)}")
+        if self.made and not self.finished and self.place == self.path:
+            # A new store without a block is of no use, and would be in the way of the next run.
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 class PosteriorMemory:
@@ -266,15 +337,18 @@ class PosteriorMemory:
         self.attrs = initial_attributes(layout, settings, attrs, members, block)
         self.values = np.full((members, len(time), *layout.shape), np.nan, dtype=dtype)
 
-    def put(self, k: int, trajectories: np.ndarray) -> None:
-        """Keeps a block `(member, time, channel, *space)`."""
+    @property
+    def failures(self) -> dict[int, str]:
+        """What happened to each member that failed, by its index."""
+        return dict(zip(self.attrs["failed_members"], self.attrs["failures"], strict=True))
+
+    def put(
+        self, k: int, trajectories: np.ndarray, failures: Mapping[int, str] | None = None
+    ) -> None:
+        """Keeps a block, see `PosteriorWriter.put`."""
+
         self.values[self.blocks[k].start : self.blocks[k].stop] = trajectories
-
-    def fail(self, k: int, message: str) -> None:
-        """Records that the members of a block could not be sampled. They stay NaN."""
-
-        self.attrs["failed_members"] = [*self.attrs["failed_members"], *self.blocks[k]]
-        self.attrs["failures"] = [*self.attrs["failures"], message]
+        self.attrs |= failed(self.failures | dict(failures or {}))
 
     def dataset(self) -> xr.Dataset:
         """The posterior."""
@@ -289,6 +363,67 @@ class PosteriorMemory:
 
     def __exit__(self, *error: object) -> None:
         pass
+
+
+def failed(failures: Mapping[int, str]) -> dict[str, Any]:
+    """The attributes that name the members that failed, and say what happened to each."""
+
+    members = sorted(failures)
+    return {"failed_members": members, "failures": [failures[member] for member in members]}
+
+
+def files(folder: Path) -> list[Path]:
+    """The files under a folder, at any depth."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def mark(path: Path) -> list[int]:
+    """The size of a file and the CRC-32 of its content."""
+
+    size = code = 0
+    with path.open("rb") as file:
+        while part := file.read(2**22):
+            size, code = size + len(part), zlib.crc32(part, code)
+    return [size, code]
+
+
+def damages(path: Path, attrs: Mapping[str, Any], thorough: bool = False) -> dict[int, str]:
+    """The finished blocks of a posterior whose shards are not as they were written.
+
+    Arguments:
+        path: The store.
+        attrs: Its attributes.
+        thorough: Whether the content is compared too, not the sizes only.
+
+    Returns:
+        What is wrong with each damaged block, by its index.
+    """
+
+    damaged: dict[int, str] = {}
+    for block, marks in json.loads(attrs.get("shards", "{}")).items():
+        if int(block) not in np.atleast_1d(attrs["finished_blocks"]):
+            continue
+        for name, shards in marks.items():
+            for part, (size, code) in shards.items():
+                shard = path / name / "c" / block / part
+                found = shard.stat().st_size if shard.is_file() else -1
+                if found == size and not (thorough and mark(shard) != [size, code]):
+                    continue
+                first = int(block) * int(attrs["block"])
+                last = min(first + int(attrs["block"]), shard_members(path, name)) - 1
+                wrong = (
+                    "is missing" if found < 0
+                    else f"has {found} of {size} bytes" if found != size
+                    else "has another content than was written"
+                )  # fmt: skip
+                where = f"{name}/c/{block}/{part}"
+                damaged.setdefault(int(block), f"{where} {wrong} (members {first} to {last})")
+    return damaged
+
+
+def shard_members(path: Path, name: str) -> int:
+    """The number of members of a variable."""
+    return int(json.loads((path / name / "zarr.json").read_text(encoding="utf-8"))["shape"][0])
 
 
 def split(members: int, block: int) -> list[range]:
@@ -313,8 +448,7 @@ def initial_attributes(
         "settings": json.dumps(settings, sort_keys=True),
         "block": int(block),
         "finished_blocks": [],
-        "failed_members": [],
-        "failures": [],
+        **failed({}),
         "status": status(0, members),
     }
 
@@ -380,17 +514,15 @@ def create(
     attrs: Mapping[str, Any],
     dtype: str,
 ) -> None:
-    """Makes an empty posterior, in place of whatever stands at `path`.
+    """Makes an empty posterior where nothing stands.
 
     It is made beside and moved into place, so that no half-made store is ever seen.
     """
 
     import zarr
 
-    # A link, perhaps to a larger disk, stays; what it points to is replaced.
-    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    fresh = beside(path)
     try:
         group: Any = zarr.create_group(fresh, zarr_format=3, attributes=dict(attrs))
         template = layout.to_dataset(np.empty((0, len(time), *layout.shape)), time=time)
@@ -419,16 +551,25 @@ def create(
                 attributes=layout.attributes(name),
             )
         sync_tree(fresh)
-        if path.exists():
-            old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
-            os.rename(path, old)
-            os.rename(fresh, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(fresh, path)
+        os.rename(fresh, path)
         sync(path.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def beside(path: Path) -> Path:
+    """A hidden name beside a path, which nothing has."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+
+
+def replace(path: Path, fresh: Path) -> None:
+    """Puts a store in the place of another."""
+
+    old = beside(path)
+    os.rename(path, old)
+    os.rename(fresh, path)
+    sync(path.parent)
+    shutil.rmtree(old)
 
 
 def read_attributes(path: Path) -> dict[str, Any]:

@@ -19,9 +19,12 @@ import dynamics
 import sda.sampling
 from sda.assimilation import assimilate, block_size, size_in_bytes, trajectory_times
 from sda.climatology import Climatology
+from sda.denoiser import GaussianDenoiser
 from sda.observation import Observations, Select, Subsample, observe
 from sda.prior import GaussianPrior, Prior
+from sda.smc import ParticleStep
 from sda.store import PosteriorWriter, open_dataset
+from sda.window import WindowDenoiser
 
 LENGTH = 17
 
@@ -212,23 +215,108 @@ def test_kill_and_resume(prior, observations, tmp_path):
     assert close(assimilate(prior, observations, members=40, seed=2), resumed)
 
 
-def test_divergence_stops_its_block_only(prior, observations, tmp_path, monkeypatch):
+def diverging(monkeypatch, limit):
+    """Makes the prior's denoiser diverge for states whose mean is above a limit."""
+
+    denoise = GaussianDenoiser.denoise
+
+    def fails(self, x, s):
+        ill = (x.mean((1, 2)) > limit) & (s < 1)
+        return torch.where(ill[:, None, None], float("nan"), denoise(self, x, s))
+
+    monkeypatch.setattr(GaussianDenoiser, "denoise", fails)
+
+
+def test_divergence_loses_its_members_only(prior, observations, tmp_path, monkeypatch):
+    """Which they are, and what the others are, does not depend on the blocks."""
+
     run = {"prior": prior, "observations": observations, "members": 10, "seed": 2}
+    run |= {"guidance": "static"}
     whole = assimilate(**run)
-    interrupting(monkeypatch, 1, FloatingPointError("member 4 diverged at level 7"))
-    with pytest.warns(RuntimeWarning, match="3 of 10 members failed and are NaN: member 4"):
-        posterior = assimilate(**run, out=tmp_path / "p.zarr", block=3)
-    assert list(posterior.attrs["failed_members"]) == [3, 4, 5]
-    assert posterior.attrs["status"] == "complete, 3 failed"
-    assert np.isnan(values(posterior)[3:6]).all()
-    kept = [0, 1, 2, 6, 7, 8, 9]
-    assert close(whole.isel(member=kept), posterior.isel(member=kept))
+    mean = (values(whole) / prior.climatology.get_buffer("scale").numpy()).mean((1, 2))
+    diverging(monkeypatch, np.sort(mean)[6])
+    posteriors = []
+    for options in ({}, {"block": 3, "out": tmp_path / "p.zarr"}, {"block": 1}):
+        with pytest.warns(RuntimeWarning, match=r"of 10 members failed and are NaN: member \d div"):
+            posteriors.append(assimilate(**run, **options))
+    failed = list(posteriors[0].attrs["failed_members"])
+    assert 1 <= len(failed) <= 9
+    assert posteriors[0].attrs["status"] == f"complete, {len(failed)} failed"
+    kept = [m for m in range(10) if m not in failed]
+    for posterior in posteriors:
+        assert list(posterior.attrs["failed_members"]) == failed
+        assert list(posterior.attrs["failures"]) == posteriors[0].attrs["failures"]
+        assert np.isnan(values(posterior)[failed]).all()
+        assert close(whole.isel(member=kept), posterior.isel(member=kept))
+    with pytest.warns(RuntimeWarning, match="members failed and are NaN"):
+        again = assimilate(**run, out=tmp_path / "p.zarr", resume=True)
+    assert list(again.attrs["failed_members"]) == failed
 
 
-def test_no_member_survives(prior, observations, monkeypatch):
-    interrupting(monkeypatch, 0, FloatingPointError("member 0 diverged at level 3"))
-    with pytest.raises(FloatingPointError, match="no member could be sampled: member 0 diverged"):
-        assimilate(prior, observations, members=3)
+@pytest.mark.parametrize("guidance", ["static", "flow_dependent"])
+def test_no_member_survives(prior, observations, guidance, tmp_path, monkeypatch):
+    """Nothing is replaced by nothing; nor is a run worth anything whose pilots diverge."""
+
+    out = tmp_path / "p.zarr"
+    first = assimilate(prior, observations, members=3, out=out).load()
+    diverging(monkeypatch, -1e9)
+    message = {"static": "no member could be sampled: member 0 diverged at level"}
+    with pytest.raises(FloatingPointError, match=message.get(guidance, "a pilot .* diverged")):
+        assimilate(prior, observations, members=3, guidance=guidance, out=out, overwrite=True)
+    xr.testing.assert_identical(open_dataset(out).load(), first)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.zarr"]
+
+
+def test_particle_steps(prior, observations):
+    """They change no weights where guidance is exact, and groups do not depend on blocks."""
+
+    smc = ParticleStep(group=4, threshold=0.99)
+    run = {"prior": prior, "observations": observations, "members": 12, "seed": 2, "smc": smc}
+    run |= {"guidance": "static", "steps": 8}
+    whole = assimilate(**run)
+    assert json.loads(whole.attrs["settings"])["smc"]["group"] == 4
+    assert close(whole, assimilate(**run, block=4))
+    assert not close(whole, assimilate(**run | {"smc": None}))
+    for change, message in (
+        ({"members": 10}, "whole groups of 4 members"),
+        ({"block": 6}, "block must be a multiple of the particle step's group of 4 members, got 6"),
+        ({"guidance": "mmps"}, "needs guidance 'static' or 'flow_dependent'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            assimilate(**run | change)
+
+
+def test_the_precision_of_the_network_alone(field, tmp_path):
+    """Half precision moves the ensemble a little; the caller's prior stays as it is."""
+
+    climatology = field[0].climatology
+    torch.manual_seed(0)
+    network = {"name": "unet", "widths": (8, 8), "depths": (1, 1)}
+    prior = Prior(climatology, WindowDenoiser(climatology, 5, network).eval())
+    for weights in prior.denoiser.network.parameters():
+        weights.data += 0.01 * torch.randn_like(weights)  # a fresh network is silent
+    run = {"members": 2, "steps": 4, "langevin": None}
+    full = assimilate(prior, field[1], **run, out=tmp_path / "p.zarr")
+    half = assimilate(prior, field[1], **run, precision="bfloat16")
+    assert half.x.dtype == np.float32 and prior.denoiser.precision == torch.float32
+    difference = float(np.abs(half.x - full.x).max())
+    assert 0 < difference < 0.1 * float(full.x.std())
+    assert np.array_equal(full.x, assimilate(prior, field[1], **run).x)
+    with pytest.raises(ValueError, match="precision was 'float32', now 'bfloat16'"):
+        assimilate(
+            prior, field[1], **run, precision="bfloat16", out=tmp_path / "p.zarr", resume=True
+        )
+
+
+def test_a_missing_shard_is_sampled_again_alone(prior, observations, tmp_path, monkeypatch):
+    run = {"prior": prior, "observations": observations, "members": 6, "block": 2}
+    run["out"] = tmp_path / "p.zarr"
+    first = assimilate(**run).load()
+    (tmp_path / "p.zarr" / "wind" / "c" / "1" / "0").unlink()
+    calls = interrupting(monkeypatch, 99, None)
+    with pytest.warns(RuntimeWarning, match=r"wind/c/1/0 is missing \(members 2 to 3\)"):
+        mended = assimilate(**run, resume=True)
+    assert [list(block) for block in calls] == [[2, 3]] and close(first, mended)
 
 
 def test_full_disk_keeps_what_is_finished(prior, observations, tmp_path, monkeypatch):
@@ -293,6 +381,8 @@ def test_resume_with_other_inputs(system, prior, observations, truth, tmp_path):
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"s_max": 1e-4}, ValueError, "s_min < s_max"),
         ({"dtype": "float16"}, ValueError, "dtype must be float32 or float64, got float16"),
+        ({"precision": "float8"}, ValueError, "one of float32, bfloat16, got 'float8'"),
+        ({"precision": "bfloat16", "dtype": "float64"}, ValueError, "needs dtype=float32"),
         ({"device": "abacus"}, ValueError, "device 'abacus' is not available"),
         ({"memory": "plenty"}, ValueError, "memory must be a size such as 512MiB"),
         ({"block": 0}, ValueError, "block must be at least 1, got 0"),
@@ -355,8 +445,6 @@ def test_default_times(prior):
 
 def test_double_precision_of_a_field_with_a_network(field):
     """Its covariance has complex eigenvectors, which `Module.double` leaves alone."""
-
-    from sda.window import WindowDenoiser
 
     climatology = field[0].climatology
     torch.manual_seed(0)

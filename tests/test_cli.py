@@ -1,5 +1,6 @@
 """The command line: from a system to verified, drawn posteriors, as a user types it."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -119,9 +120,11 @@ def test_failed_members_show_in_the_exit_code(twin, tmp_path, monkeypatch, capsy
     sample = sda.sampling.sample
 
     def diverges(*args, **kwargs):
+        x = sample(*args, **kwargs)
         if kwargs.get("stream") != sda.sampling.PILOT and 0 in args[3]:
-            raise FloatingPointError("member 1 diverged at level 5 of 24 (s = 3.1)")
-        return sample(*args, **kwargs)
+            x[1] = float("nan")
+            raise sda.sampling.Diverged({1: "member 1 diverged at level 5 (s = 3.1)"}, x)
+        return x
 
     monkeypatch.setattr(sda.sampling, "sample", diverges)
     command = ["assimilate", f"prior={twin / 'prior'}", f"out={tmp_path / 'p.zarr'}", "block=2"]
@@ -129,6 +132,23 @@ def test_failed_members_show_in_the_exit_code(twin, tmp_path, monkeypatch, capsy
     with pytest.warns(RuntimeWarning):
         assert run(*command) == cli.FAILED
     assert "sda: member 1 diverged at level 5" in capsys.readouterr().err
+    posterior = open_dataset(tmp_path / "p.zarr")
+    assert posterior.attrs["status"] == "complete, 1 failed"
+    assert np.isnan(posterior.x).any("time").values.tolist() == [False, True, False, False]
+
+
+def test_particle_steps_and_precision_by_command(twin, tmp_path, capsys):
+    command = ["assimilate", f"prior={twin / 'prior'}", f"out={tmp_path / 'p.zarr'}"]
+    command += [f"observations={twin / 'observations.zarr'}", "members=4", "progress=false"]
+    command += ["guidance=static", "sampler.steps=4"]
+    assert run(*command, "smc.group=2", "precision=bfloat16") == 0
+    settings = json.loads(open_dataset(tmp_path / "p.zarr").attrs["settings"])
+    assert settings["smc"] == {"group": 2, "threshold": "0.5", "divergence": "shared"}
+    assert settings["precision"] == "bfloat16"
+    assert run(*command, "smc.group=3", "overwrite=true") == cli.BAD_INPUT
+    assert "whole groups of 3 members" in capsys.readouterr().err
+    assert run(*command, "precision=float8") == cli.BAD_INPUT
+    assert "one of float32, bfloat16, got 'float8'" in capsys.readouterr().err
 
 
 def test_a_full_memory_costs_one_line(monkeypatch, capsys):

@@ -61,11 +61,18 @@ def test_memory_is_the_same_dataset(tmp_path):
     )
     for sink in (memory, writer(tmp_path / "p.zarr")):
         with sink:
-            fill(sink, x, blocks=(0, 2))
-            sink.fail(1, "member 5 diverged")
+            fill(sink, x, blocks=(2, 0))
+            part = x[4:8].copy()
+            part[[1, 2]] = np.nan
+            sink.put(1, part, {6: "member 6 diverged", 5: "member 5 diverged"})
     xr.testing.assert_identical(memory.dataset(), open_dataset(tmp_path / "p.zarr").load())
-    assert memory.dataset().attrs["failed_members"] == [4, 5, 6, 7]
-    assert memory.dataset().attrs["status"] == "complete, 4 failed"
+    assert memory.dataset().attrs["failed_members"] == [5, 6]
+    assert memory.dataset().attrs["failures"] == ["member 5 diverged", "member 6 diverged"]
+    assert memory.dataset().attrs["status"] == "complete, 2 failed"
+    assert np.isnan(memory.dataset().u).any(("time", "y", "x")).values.nonzero()[0].tolist() == [
+        5,
+        6,
+    ]
 
 
 def test_one_block_is_one_file_per_variable(tmp_path):
@@ -132,6 +139,102 @@ def test_existing_posterior(tmp_path):
         fill(sink, x + 1)
     assert np.array_equal(LAYOUT.to_array(open_dataset(path)), x + 1)
     assert [p.name for p in tmp_path.iterdir()] == ["p.zarr"]
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_what_is_to_be_replaced_stays_until_there_is_something_better(tmp_path, error):
+    """Neither an error before the first block nor a block of failed members replaces anything."""
+
+    path, x = tmp_path / "p.zarr", states()
+    with writer(path) as sink:
+        fill(sink, x)
+
+    def run():
+        with writer(path, block=5, overwrite=True) as sink:
+            sink.put(0, np.full_like(x[:5], np.nan), {i: f"member {i} diverged" for i in range(5)})
+            sink.wait()
+            assert np.array_equal(LAYOUT.to_array(open_dataset(path)), x)
+            if error is not None:
+                raise error
+
+    if error is None:
+        run()
+    else:
+        with pytest.raises(type(error)):
+            run()
+    assert np.array_equal(LAYOUT.to_array(open_dataset(path)), x)
+    assert [p.name for p in tmp_path.iterdir()] == ["p.zarr"]
+
+    with writer(path, block=5, overwrite=True) as sink:
+        sink.put(0, x[:5] + 1)
+        sink.wait()
+        assert open_dataset(path).attrs["status"] == "incomplete: 5 of 10 members"
+    with writer(path, resume=True) as sink:
+        assert sink.unfinished == [1]
+
+
+def test_a_new_store_without_a_block_does_not_stay(tmp_path):
+    with pytest.raises(KeyboardInterrupt), writer(tmp_path / "p.zarr"):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda shard: shard.unlink(), r"u/c/1/0/0/0 is missing \(members 4 to 7\)"),
+        (
+            lambda shard: shard.write_bytes(shard.read_bytes()[:20]),
+            r"c/1/0/0/0 has 20 of \d+ bytes",
+        ),
+        (lambda shard: flip(shard), "has another content than was written"),
+    ],
+)
+def test_a_damaged_shard_is_named_and_sampled_again(tmp_path, damage, message):
+    path, x = tmp_path / "p.zarr", states()
+    with writer(path) as sink:
+        part = x[4:8].copy()
+        part[1] = np.nan
+        for k in (0, 2):
+            fill(sink, x, blocks=[k])
+        sink.put(1, part, {5: "member 5 diverged"})
+    damage(path / "u" / "c" / "1" / "0" / "0" / "0")
+
+    if "another content" not in message:  # that takes reading all of it
+        with pytest.warns(RuntimeWarning, match=message):
+            dataset = open_dataset(path)
+        assert dataset.attrs["status"].startswith("damaged: u/c/1/0/0/0")
+        assert np.array_equal(LAYOUT.to_array(dataset.isel(member=slice(4))), x[:4])
+    with pytest.warns(RuntimeWarning, match=message):
+        with writer(path, resume=True) as sink:
+            assert sink.unfinished == [1] and not sink.failures
+            assert open_dataset(path).attrs["status"] == "incomplete: 6 of 10 members"
+            fill(sink, x)
+    mended = open_dataset(path)
+    assert mended.attrs["status"] == "complete" and "shards" not in mended.attrs
+    assert np.array_equal(LAYOUT.to_array(mended), x)
+    with writer(path, resume=True) as sink:
+        assert not sink.unfinished
+
+
+def flip(shard):
+    """Changes one bit in the middle of a file."""
+
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(bytes(content))
+
+
+def test_a_block_of_failed_members_is_not_damaged(tmp_path):
+    """Zarr writes no file where all is NaN."""
+
+    path, x = tmp_path / "p.zarr", states()
+    with writer(path) as sink:
+        fill(sink, x, blocks=[0, 2])
+        sink.put(1, np.full_like(x[4:8], np.nan), {i: f"member {i} diverged" for i in range(4, 8)})
+    assert open_dataset(path).attrs["status"] == "complete, 4 failed"
+    with writer(path, resume=True) as sink:
+        assert not sink.unfinished
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "zarr", "link"])
