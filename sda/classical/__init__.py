@@ -9,6 +9,8 @@ from .ensemble import EnsembleFilter
 from .etkf import ETKF
 from .ienks import IEnKS
 from .initial import Draws, Gaussian, Initial, Spinup
+from .letkf import LETKF
+from .localisation import Localisation
 from .particle import ParticlePosterior, ParticleSmoother, stationary_states
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "Filter",
     "Gaussian",
     "Initial",
+    "LETKF",
+    "Localisation",
     "Method",
     "ParticlePosterior",
     "ParticleSmoother",
