@@ -14,6 +14,7 @@ from dynamics.layout import Layout
 from sda.climatology import Climatology
 from sda.covariance import DenseCovariance
 from sda.denoiser import Denoiser, GaussianDenoiser, as_denoiser
+from sda.networks.layers import pad
 from sda.plane import PlaneFlow
 from sda.trajectory import TrajectoryDenoiser, window_owners, window_starts
 from sda.window import WindowDenoiser
@@ -280,3 +281,16 @@ def test_composed_error_falls_as_windows_grow() -> None:
 
     assert all(a > b for a, b in zip(errors, errors[1:], strict=False)), errors
     assert errors[-1] < 1e-10 and errors[3] < 0.25 * errors[0]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_padding_keeps_the_channels_last(grad: bool) -> None:
+    x = torch.randn(2, 3, 5, 4).contiguous(memory_format=torch.channels_last)
+    for width in (1, 3):
+        with torch.set_grad_enabled(grad):
+            padded = pad(x, width, (True, True))
+        expected = torch.nn.functional.pad(x, [width] * 4, mode="circular")
+        assert torch.equal(padded, expected)
+        assert padded.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="wrapping around more than once"):
+        pad(x, 5, (True, True))

@@ -86,6 +86,6 @@ class GatedBlock(nn.Module):
         gain, offset, out = (per_channel(m, x) for m in self.level(level).chunk(3, dim=-1))
         h = torch.addcmul(offset, rms_normalise(x), 1 + gain)
         a, b = self.first(h).chunk(2, dim=1)
-        h = self.last(a * b + F.silu(a))
+        h = self.last(torch.addcmul(F.silu(a), a, b))
 
         return torch.addcmul(x, h, 1 + out)

@@ -86,6 +86,9 @@ def pad(x: Tensor, width: int, periodic: tuple[bool, ...]) -> Tensor:
     if width == 0:
         return x
     count = len(periodic)
+    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    if all(periodic) and channels_last and width <= min(x.shape[2:]):
+        return wrap(x, width)
     if all(periodic):
         return F.pad(x, [width] * (2 * count), mode="circular")
     for axis, wraps in enumerate(periodic):
@@ -96,9 +99,34 @@ def pad(x: Tensor, width: int, periodic: tuple[bool, ...]) -> Tensor:
     return x
 
 
+def wrap(x: Tensor, width: int) -> Tensor:
+    """Pads `(B, C, y, x)` around both dimensions and keeps the channels last.
+
+    torch's own circular padding puts them first, and convolutions then take up to three times as
+    long (bfloat16).
+    """
+
+    if torch.is_grad_enabled():
+        x = torch.cat((x[..., -width:, :], x, x[..., :width, :]), dim=-2)
+        return torch.cat((x[..., -width:], x, x[..., :width]), dim=-1)
+    batch, channels, ny, nx = x.shape
+    shape = (batch, channels, ny + 2 * width, nx + 2 * width)
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    inner = out[..., width:-width]
+    inner[..., width:-width, :] = x
+    inner[..., :width, :] = x[..., -width:, :]
+    inner[..., -width:, :] = x[..., :width, :]
+    out[..., :width] = out[..., -2 * width : -width]
+    out[..., -width:] = out[..., width : 2 * width]
+
+    return out
+
+
 def rms_normalise(x: Tensor) -> Tensor:
     """Divides by the root mean square over the channels (dimension 1), from below one to one."""
-    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1)
+    square = torch.linalg.vector_norm(x, dim=1, keepdim=True).square() / x.shape[1]
+
+    return x * torch.rsqrt(square + 1)
 
 
 def per_channel(m: Tensor, x: Tensor) -> Tensor:
