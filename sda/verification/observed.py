@@ -142,11 +142,13 @@ def observed_times(
 ) -> list[tuple[ObservedTime, int]] | None:
     """What is observed at each time that counts, and the frame of the posterior that sees it.
 
+    As the truth's, observations before the posterior's first time and after its last are left out.
+
     Returns:
         None if the observations cannot be split by time.
 
     Raises:
-        ValueError: If an observation lies at a time that the posterior does not have.
+        ValueError: If an observation in between lies at a time that the posterior does not have.
     """
 
     time = task.posterior["time"].values
@@ -154,10 +156,6 @@ def observed_times(
         return None
     if not all(each.operator.timewise for each in observations.sets):
         return None
-    inside = (clock >= clock[nearest(clock, time[:1])[0]]) & (
-        clock <= clock[nearest(clock, time[-1:])[0]]
-    )
-    clock = clock[inside]
     steps = np.diff(clock)
     if len(steps) and not np.allclose(steps, steps[0], rtol=1e-3):
         return None
@@ -166,10 +164,13 @@ def observed_times(
     dtype = torch.float32 if single else torch.float64
     frames = np.full(len(clock), -1)
     frames[nearest(clock, time)] = np.arange(len(time))
+    first, last = nearest(clock, time[[0, -1]])
     found = []
     for observed in sequence(observations, layout, clock, dtype):
+        if not first <= observed.index <= last:
+            continue
         needed = frames[observed.index + 1 - observed.frames : observed.index + 1]
-        if (needed < 0).any():
+        if (needed < 0).any() or not len(needed):
             raise ValueError(
                 f"the observations at time {observed.time:g} need states that the posterior does "
                 f"not have, which is at {len(time)} times {span(time)}: score those at its times "

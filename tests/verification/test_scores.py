@@ -5,7 +5,15 @@ import pytest
 import scoringrules
 import torch
 
-from sda.verification import crps, energy_score, spread, spread_skill, wasserstein1
+from sda.verification import (
+    bias,
+    crps,
+    energy_score,
+    rmse,
+    spread,
+    spread_skill,
+    wasserstein1,
+)
 
 
 def draws(*shape, seed=0):
@@ -99,3 +107,16 @@ def test_spread_of_one_member_and_distances_of_nan_are_refused():
         wasserstein1(draws(3, 2), draws(3, 4))
     with pytest.raises(ValueError, match="finite"):
         wasserstein1(draws(3, 2), draws(3, 2) * np.nan)
+
+
+def test_rmse_and_bias_over_any_axes():
+    x, y = draws(4, 5, 7), draws(5, 7, seed=1)
+    error = x.mean(axis=0) - y
+    assert rmse(x, y) == pytest.approx(np.sqrt(np.mean(error**2)))
+    np.testing.assert_allclose(rmse(x, y, axis=1), np.sqrt(np.mean(error**2, axis=1)))
+    # Root mean squares in time, averaged, are smaller than the root of the mean.
+    assert rmse(x, y, axis=1).mean() < rmse(x, y)
+    assert bias(x + 3, y) == pytest.approx(3 + error.mean())
+    np.testing.assert_allclose(bias(x, y, axis=0), error.mean(axis=0))
+    with pytest.raises(ValueError, match=r"shape of one member, \(5, 7\), got \(5,\)"):
+        rmse(x, y[:, 0])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sda.verification import spectrum
+from sda.verification import coherence, spectrum
 
 
 def test_spectra_sum_to_half_the_mean_square():
@@ -50,3 +50,24 @@ def test_two_dimensional_spectra_are_those_of_the_dynamics():
     x = np.random.default_rng(0).standard_normal((2, 16, 16))
     expected = energy_spectrum(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(spectrum(x, (1, 2)).sum(axis=0)[:9], expected, rtol=1e-9)
+
+
+def test_coherence_of_a_noisy_copy_has_its_closed_form():
+    rng = np.random.default_rng(0)
+    x, noise = rng.standard_normal((2, 400, 16, 16))
+    assert np.allclose(coherence(x, x, (1, 2)), 1)
+    assert np.allclose(coherence(x, -2 * x, (1, 2)), -1)
+    got = coherence(x, 0.5 * x + 1.2 * noise, (1, 2))
+    np.testing.assert_allclose(got[1:9], 0.5 / 1.3, atol=0.05)
+    assert np.abs(coherence(x, noise, (1, 2))[1:9]).max() < 0.05
+
+
+def test_coherence_of_a_shifted_wave_is_the_cosine_of_its_phase():
+    site = np.arange(32) * 2 * np.pi / 32
+    for k, phase in ((1, 0.3), (5, 2.0)):
+        x, y = np.sin(k * site), 3 * np.sin(k * site + phase) + np.cos(7 * site)
+        assert coherence(x, y, (0,))[k] == pytest.approx(np.cos(phase))
+    with pytest.raises(ValueError, match="one shape"):
+        coherence(x, y[:-1], (0,))
+    with pytest.raises(ValueError, match="at least one periodic axis"):
+        coherence(x, y, ())
