@@ -82,6 +82,9 @@ METHODS = {
     "Gaussian smoother": Method({"guidance": "static", "langevin": None}, gaussian=True),
     "static": Method({"guidance": "static", "langevin": None}),
     "static + Langevin": Method({"guidance": "static", "langevin": "fields"}),
+    "static + Langevin, bfloat16": Method(
+        {"guidance": "static", "langevin": "fields", "precision": "bfloat16"}
+    ),
     "flow-dependent + Langevin": Method(
         {"guidance": {"name": "flow_dependent", "pilots": 2}, "langevin": "fields"}
     ),
