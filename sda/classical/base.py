@@ -110,6 +110,7 @@ class Run:
         evaluations: Gradients or other costly evaluations, in each repetition.
         memory: What a method keeps from one cycle to the next.
         monitor: Watches the innovations.
+        initial: The distribution of the first state, in each repetition.
         tick: Called after each cycle.
     """
 
@@ -120,6 +121,7 @@ class Run:
     seeds: list[int]
     monitor: "Monitor"
     tick: Callable[[], None] = lambda: None
+    initial: list[Initial] = field(default_factory=list)
     model_steps: float = 0
     evaluations: float = 0
     memory: dict[str, Any] = field(default_factory=dict)
@@ -356,7 +358,7 @@ class Method(abc.ABC):
         with tqdm(total=len(observed), desc=self.name, disable=not progress, unit="cycle") as bar:
             run = Run(
                 self.system, observed, time, Noise(seeds, dtype, device), seeds,
-                Monitor(len(seeds)), bar.update,
+                Monitor(len(seeds)), bar.update, distributions,
             )  # fmt: skip
             try:
                 solution = self.solve(z, run)
