@@ -294,3 +294,26 @@ def test_padding_keeps_the_channels_last(grad: bool) -> None:
         assert padded.is_contiguous(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="wrapping around more than once"):
         pad(x, 5, (True, True))
+
+
+def test_padding_has_exact_derivatives() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((2, 3, 5, 4), generator=generator, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    for width in (1, 2, 4):
+
+        def padded(x: torch.Tensor, width: int = width) -> torch.Tensor:
+            return pad(x, width, (True, True))
+
+        def circular(x: torch.Tensor, width: int = width) -> torch.Tensor:
+            return torch.nn.functional.pad(x, [width] * 4, mode="circular")
+
+        assert torch.autograd.gradcheck(padded, x, check_forward_ad=True, check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(padded, x)
+        v = torch.randn(circular(x).shape, generator=generator, dtype=torch.float64)
+        torch.testing.assert_close(
+            torch.func.vjp(padded, x.detach())[1](v)[0],
+            torch.func.vjp(circular, x.detach())[1](v)[0],
+        )
+        many = torch.stack([x.detach(), 2 * x.detach()])
+        torch.testing.assert_close(torch.vmap(padded)(many)[1], 2 * circular(x.detach()))

@@ -1,6 +1,7 @@
 """Layers that the networks share."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -86,9 +87,9 @@ def pad(x: Tensor, width: int, periodic: tuple[bool, ...]) -> Tensor:
     if width == 0:
         return x
     count = len(periodic)
-    channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    channels_last = x.ndim == 4 and x.stride(1) == 1
     if all(periodic) and channels_last and width <= min(x.shape[2:]):
-        return wrap(x, width)
+        return Wrap.apply(x, width)
     if all(periodic):
         return F.pad(x, [width] * (2 * count), mode="circular")
     for axis, wraps in enumerate(periodic):
@@ -99,27 +100,82 @@ def pad(x: Tensor, width: int, periodic: tuple[bool, ...]) -> Tensor:
     return x
 
 
-def wrap(x: Tensor, width: int) -> Tensor:
+class Wrap(torch.autograd.Function):
     """Pads `(B, C, y, x)` around both dimensions and keeps the channels last.
 
     torch's own circular padding puts them first, and convolutions then take up to three times as
-    long (bfloat16).
+    long (bfloat16). Slices and concatenations would keep them too, but each slice's own adjoint
+    fills a whole field with zeros: half of a step of training.
     """
 
-    if torch.is_grad_enabled():
-        x = torch.cat((x[..., -width:, :], x, x[..., :width, :]), dim=-2)
-        return torch.cat((x[..., -width:], x, x[..., :width]), dim=-1)
-    batch, channels, ny, nx = x.shape
-    shape = (batch, channels, ny + 2 * width, nx + 2 * width)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    inner = out[..., width:-width]
-    inner[..., width:-width, :] = x
-    inner[..., :width, :] = x[..., -width:, :]
-    inner[..., -width:, :] = x[..., :width, :]
-    out[..., :width] = out[..., -2 * width : -width]
-    out[..., -width:] = out[..., width : 2 * width]
+    @staticmethod
+    def forward(x: Tensor, width: int) -> Tensor:
+        batch, channels, ny, nx = x.shape
+        shape = (batch, channels, ny + 2 * width, nx + 2 * width)
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        inner = out[..., width:-width]
+        inner[..., width:-width, :] = x
+        inner[..., :width, :] = x[..., -width:, :]
+        inner[..., -width:, :] = x[..., :width, :]
+        out[..., :width] = out[..., -2 * width : -width]
+        out[..., -width:] = out[..., width : 2 * width]
 
-    return out
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.width = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return Fold.apply(gradient, ctx.width), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return Wrap.apply(tangent, ctx.width)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, None], x: Tensor, width: int) -> tuple[Tensor, int]:
+        return over_batches(Wrap, x, dims[0], width), 0
+
+
+class Fold(torch.autograd.Function):
+    """The adjoint of `Wrap`: adds what lies in the margins to the cells that it was copied from."""
+
+    @staticmethod
+    def forward(x: Tensor, width: int) -> Tensor:
+        # Clones keep the order of the strides, hence the channels last.
+        columns = x[..., width:-width].clone()
+        columns[..., -width:] += x[..., :width]
+        columns[..., :width] += x[..., -width:]
+        out = columns[..., width:-width, :].clone()
+        out[..., -width:, :] += columns[..., :width, :]
+        out[..., :width, :] += columns[..., -width:, :]
+
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.width = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return Wrap.apply(gradient, ctx.width), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return Fold.apply(tangent, ctx.width)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, None], x: Tensor, width: int) -> tuple[Tensor, int]:
+        return over_batches(Fold, x, dims[0], width), 0
+
+
+def over_batches(function: Any, x: Tensor, dim: int | None, width: int) -> Tensor:
+    """Applies a function of `(B, C, y, x)` where there is another batch dimension."""
+
+    x = x.movedim(dim or 0, 0)
+    return function.apply(x.flatten(0, 1), width).unflatten(0, x.shape[:2])
 
 
 def rms_normalise(x: Tensor) -> Tensor:
