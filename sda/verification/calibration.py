@@ -204,12 +204,17 @@ def spread_skill_replicas(moments: ArrayLike) -> NDArray[np.float64]:
     c = as_array(moments)
     m = c.shape[-1] - 1
     variance = (c.sum(axis=-1, keepdims=True) - c * (m + 1) / m) / (m - 1)
+    error = np.where(c > 0, c * ((m + 1) / m) ** 2, np.nan)
 
-    return np.sqrt((m + 1) / m * variance / (c * ((m + 1) / m) ** 2))
+    return np.sqrt((m + 1) / m * np.maximum(variance, 0) / error)
 
 
 def band(replicas: ArrayLike, probability: float = 0.9) -> tuple[NDArray, NDArray]:
     """The central interval of the members' replicas, row 0 (the truth's) left out.
+
+    The truth's own value is exchangeable with them, so that the interval from the i-th smallest to
+    the i-th largest of M holds it with probability (M + 1 - 2i) / (M + 1). That of the smallest and
+    the largest, (M - 1) / (M + 1), is the most that few members can say.
 
     Arguments:
         replicas: Values of a statistic, with shape `(1 + member, *)`.
@@ -220,6 +225,6 @@ def band(replicas: ArrayLike, probability: float = 0.9) -> tuple[NDArray, NDArra
     """
 
     tail = (1 - probability) / 2
-    low, high = np.quantile(as_array(replicas)[1:], [tail, 1 - tail], axis=0)
+    low, high = np.quantile(as_array(replicas)[1:], [tail, 1 - tail], axis=0, method="weibull")
 
     return low, high

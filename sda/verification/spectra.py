@@ -25,6 +25,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from .scores import as_array
 
+# The share of all power that rounding to single precision may leave in a shell.
+ROUNDING = 1e-13
+
 
 def wavenumbers(shape: Sequence[int], period: Sequence[float]) -> NDArray[np.integer]:
     """The isotropic wavenumber of each Fourier coefficient of `numpy.fft.fftn`.
@@ -99,11 +102,12 @@ def coherence(
 
 
 def correlation(cross: NDArray, power_x: NDArray, power_y: NDArray) -> NDArray[np.float64]:
-    """Divides cross spectra by the root of both spectra, NaN where one has none."""
+    """Divides cross spectra by the root of both spectra, NaN where one is but rounding errors."""
 
     scale = np.sqrt(power_x * power_y)
+    some = [power > ROUNDING * power.sum(-1, keepdims=True) for power in (power_x, power_y)]
 
-    return np.asarray(cross / np.where(scale > 0, scale, np.nan))
+    return np.asarray(cross / np.where(some[0] & some[1], scale, np.nan))
 
 
 def transformed(

@@ -103,6 +103,15 @@ def test_bands_hold_correlated_truths_nine_times_in_ten():
     assert np.mean(width) == pytest.approx(2 * 1.645 * np.sqrt(0.25 / 40), rel=0.15)
 
 
+def test_bands_hold_the_truth_as_often_as_they_say_for_few_members():
+    rng = np.random.default_rng(0)
+    for members, expected in ((5, 4 / 6), (10, 9 / 11), (19, 0.9), (50, 0.9)):
+        values = rng.standard_normal((1 + members, 20_000))
+        low, high = calibration.band(values)
+        inside = (low <= values[0]) & (values[0] <= high)
+        assert inside.mean() == pytest.approx(expected, abs=0.01)
+
+
 def test_spread_skill_replicas_are_those_of_each_member_in_the_truths_place():
     from sda.verification import spread_skill
 

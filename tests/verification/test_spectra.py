@@ -67,6 +67,8 @@ def test_coherence_of_a_shifted_wave_is_the_cosine_of_its_phase():
     for k, phase in ((1, 0.3), (5, 2.0)):
         x, y = np.sin(k * site), 3 * np.sin(k * site + phase) + np.cos(7 * site)
         assert coherence(x, y, (0,))[k] == pytest.approx(np.cos(phase))
+    # What has no power but rounding errors is coherent with nothing.
+    assert np.isnan(coherence(x.astype(np.float32), y, (0,))[[0, 3, 12]]).all()
     with pytest.raises(ValueError, match="one shape"):
         coherence(x, y[:-1], (0,))
     with pytest.raises(ValueError, match="at least one periodic axis"):
