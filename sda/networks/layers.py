@@ -144,13 +144,14 @@ class Fold(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, width: int) -> Tensor:
+        ny, nx = x.shape[-2] - 2 * width, x.shape[-1] - 2 * width
         # Clones keep the order of the strides, hence the channels last.
-        columns = x[..., width:-width].clone()
-        columns[..., -width:] += x[..., :width]
-        columns[..., :width] += x[..., -width:]
-        out = columns[..., width:-width, :].clone()
-        out[..., -width:, :] += columns[..., :width, :]
-        out[..., :width, :] += columns[..., -width:, :]
+        columns = x.narrow(-1, width, nx).clone()
+        columns.narrow(-1, nx - width, width).add_(x.narrow(-1, 0, width))
+        columns.narrow(-1, 0, width).add_(x.narrow(-1, nx + width, width))
+        out = columns.narrow(-2, width, ny).clone()
+        out.narrow(-2, ny - width, width).add_(columns.narrow(-2, 0, width))
+        out.narrow(-2, 0, width).add_(columns.narrow(-2, ny + width, width))
 
         return out
 
