@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .assimilation import assimilate as assimilate
+    from .benchmarks.runner import benchmark as benchmark
     from .climatology import Climatology as Climatology
     from .data import NoiseLevels as NoiseLevels
     from .observation import Observations as Observations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 PUBLIC = {
     "assimilate": "assimilation",
+    "benchmark": "benchmarks.runner",
     "Climatology": "climatology",
     "GaussianPrior": "prior",
     "NoiseLevels": "data",

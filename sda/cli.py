@@ -162,6 +162,34 @@ def plot(config: Config) -> int:
     return 0
 
 
+def benchmark(config: Config) -> int:
+    """Compares methods of data assimilation on the same observations of the same truths.
+
+    sda benchmark experiment=sakov2008 methods=[etkf,letkf] repetitions=3 out=runs/sakov2008.zarr
+    sda benchmark experiment=lorenz63_lo tune=true out=runs/lo.zarr report=runs/lo.html
+    sda benchmark experiment=my/experiment.yaml out=runs/mine.zarr resume=true
+    """
+
+    from .benchmarks.experiment import from_verb
+    from .benchmarks.results import summary
+    from .benchmarks.runner import benchmark as run
+
+    names = ("repetitions", "out", "tune", "report", "resume", "overwrite", "batch", "device")
+    methods = config["methods"]
+    results = run(
+        from_verb(config),
+        [methods] if isinstance(methods, str) else methods,
+        command=config["command"],
+        say=say,
+        **{name: config[name] for name in names},
+    )
+    say(f"\n{summary(results)}\n")
+    say(f"{config['out']}: the results, with a table beside them")
+    if config["report"] is not None:
+        say(f"{config['report']}: the report")
+    return 0
+
+
 def info(config: Config) -> int:
     """Tells what a prior, an observation file or a dataset holds.
 
@@ -260,6 +288,7 @@ VERBS: dict[str, Callable[[Config], int]] = {
     "observe": observe,
     "assimilate": assimilate,
     "verify": verify,
+    "benchmark": benchmark,
     "plot": plot,
     "info": info,
     "demo": demo,
@@ -397,7 +426,9 @@ def run_verb(verb: str, overrides: Sequence[str]) -> int:
 
         overrides = [f"path={quote(overrides[0])}", *overrides[1:]]
 
-    return VERBS[verb](compose(verb, overrides))
+    config = compose(verb, overrides)
+    config["command"] = shlex.join(["sda", verb, *overrides])
+    return VERBS[verb](config)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,14 +10,17 @@ Nothing in a configuration names Python code: objects are built through the regi
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import xarray as xr
+    from torch import Tensor
 
     from dynamics.system import System
 
@@ -35,12 +38,19 @@ SYSTEMS = {
 }
 
 
+# The folder in the group `experiment` of a file that is a user's own.
+OWN = "own"
+# Functions of what is observed that are operators of their own; others are `sda.observation`'s.
+FLOW_FUNCTIONS = ("vorticity", "saturating_vorticity", "loop")
+POINTWISE = ("abs", "atan", "cube", "exp", "log", "saturate", "sqrt", "square", "tanh")
+
+
 @dataclass(frozen=True)
 class Rule:
     """What a key may hold.
 
     Arguments:
-        kind: "integer", "number", "boolean", "text" or "mapping".
+        kind: "integer", "number", "numbers", "boolean", "text", "mapping" or "list".
         low: The smallest value.
         above: Whether `low` itself is excluded.
         choices: The allowed values, if they are few.
@@ -56,7 +66,8 @@ class Rule:
     def __str__(self) -> str:
         text = {
             "integer": "an integer", "number": "a number", "boolean": "true or false",
-            "mapping": "a mapping such as {x: [0, 1]}",
+            "mapping": "a mapping such as {x: [0, 1]}", "list": "a list such as [a, b]",
+            "numbers": "a number, or a list or mapping of numbers,",
         }.get(self.kind, "text")  # fmt: skip
         if self.choices:
             text = "one of " + ", ".join(self.choices)
@@ -73,6 +84,11 @@ class Rule:
             return isinstance(value, bool)
         if self.kind == "mapping":
             return isinstance(value, Mapping)
+        if self.kind == "list":
+            return isinstance(value, list | str)
+        if self.kind == "numbers" and isinstance(value, list | Mapping):
+            each = value.values() if isinstance(value, Mapping) else value
+            return bool(value) and all(replace(self, kind="number").allows(v) for v in each)
         if self.kind == "text":
             return isinstance(value, str) and (not self.choices or value in self.choices)
         kinds = (int,) if self.kind == "integer" else (int, float)
@@ -100,16 +116,23 @@ RULES = {
     "smc.divergence": Rule("text", choices=("shared", "probe")),
     "time.start": Rule("number", optional=True),
     "time.length": Rule("integer", low=1, optional=True),
-    "observing.std": Rule("number", low=0, above=True),
+    "observing.std": Rule("numbers", low=0, above=True),
     "observing.region": Rule("mapping", optional=True),
     "observing.every": Rule("integer", low=1),
     "observing.first": Rule("integer", low=0),
     "observing.block": Rule("integer", low=1, optional=True),
     "observing.subsample": Rule("integer", low=1, optional=True),
     "observing.value": Rule("number", optional=True),
-    "observing.function": Rule(
-        "text", choices=("vorticity", "saturating_vorticity", "loop"), optional=True
-    ),
+    "observing.function": Rule("text", choices=(*FLOW_FUNCTIONS, *POINTWISE), optional=True),
+    "methods": Rule("list", optional=True),
+    "repetitions": Rule("integer", low=1),
+    "batch": Rule("integer", low=1),
+    "cycles": Rule("integer", low=1, optional=True),
+    "burn_in": Rule("number", low=0),
+    "scored": Rule("text", choices=("analysis", "all")),
+    "tuning.trials": Rule("integer", low=1),
+    "tuning.cycles": Rule("integer", low=1),
+    "tuning.strategy": Rule("text", choices=("grid", "halving")),
     "figure": Rule(
         "text", choices=("states", "spread_skill", "rank_histogram", "coverage", "spectra")
     ),
@@ -173,13 +196,21 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     """
 
     options = groups()
-    chosen, values = [], []
+    chosen: list[str] = []
+    values: list[str] = []
+    own: Path | None = None
     for override in overrides:
         key, given, value = override.partition("=")
         if not given or not key or key.startswith(("+", "~", "-")):
             raise ValueError(
                 f"expected key=value, got {override!r}: `sda {verb} --help` lists the keys"
             )
+        if key == "experiment" and value.endswith((".yaml", ".yml")):
+            own = Path(value.strip("'\""))
+            if not own.is_file():
+                raise FileNotFoundError(f"there is no experiment at {str(own)!r}")
+            chosen.append(f"experiment={OWN}/{own.stem}")
+            continue
         override = f"{key}={readable(value)}"
         if key in options and value not in options[key]:
             if key != "prior" or not value:
@@ -199,7 +230,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
             raise ValueError(
                 f"{group} is required: give {group}=… (one of {', '.join(options[group])})"
             )
-    defaults, _ = hydra_compose(verb, chosen)
+    defaults, _ = hydra_compose(verb, chosen, own)
     known = dict(leaves(defaults))
     for override in values:
         key = override.partition("=")[0]
@@ -208,7 +239,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
                 f"unknown key {key!r}{hint(key, [*known, *options])}: "
                 f"expected one of {', '.join(sorted(known))}"
             )
-    config, choices = hydra_compose(verb, [*chosen, *values])
+    config, choices = hydra_compose(verb, [*chosen, *values], own)
 
     for key, value in leaves(config):
         if value in ("???", ""):
@@ -234,8 +265,15 @@ def check(key: str, value: Any, default: Any) -> None:
         raise ValueError(f"{key} must be {rule}, got {value!r}")
 
 
-def hydra_compose(verb: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+def hydra_compose(
+    verb: str, overrides: Sequence[str], own: Path | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Hydra's composition, with its errors in one line.
+
+    Arguments:
+        verb: The name of a file in `configs/`.
+        overrides: Overrides for Hydra.
+        own: An experiment outside `configs/`.
 
     Returns:
         The configuration, and the chosen option of each group.
@@ -248,8 +286,20 @@ def hydra_compose(verb: str, overrides: Sequence[str]) -> tuple[dict[str, Any], 
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
-            config = hydra(verb, overrides=list(overrides), return_hydra_config=True)
+        with (
+            TemporaryDirectory() as place,
+            initialize_config_dir(config_dir=str(folder()), version_base="1.3"),
+        ):
+            given = list(overrides)
+            if own is not None:
+                copy = Path(place) / "experiment" / OWN / f"{own.stem}.yaml"
+                copy.parent.mkdir(parents=True)
+                # Its keys stand at the top, as those of the experiments here.
+                copy.write_text(
+                    f"# @package _global_\n{own.read_text(encoding='utf-8')}", encoding="utf-8"
+                )
+                given.append(f"hydra.searchpath=[file://{place}]")
+            config = hydra(verb, overrides=given, return_hydra_config=True)
         choices = dict(config.hydra.runtime.choices)
         with open_dict(config):
             del config["hydra"]
@@ -343,8 +393,9 @@ def build_system(config: Mapping[str, Any]) -> "System":
 def build_operator(config: Mapping[str, Any]) -> "Operator":
     """The observation operator of a group `observing`.
 
-    It selects variables, states and a region, then averages over blocks, subsamples, and applies
-    a function, each where the configuration asks for it.
+    It selects variables, states or `times`, and a region, then averages over blocks, subsamples,
+    interpolates to `points`, and applies a function, each where the configuration asks for it.
+    `steps`, `times` and `points` may be absent: `every` and `first` name the states.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -352,28 +403,43 @@ def build_operator(config: Mapping[str, Any]) -> "Operator":
 
     from . import observation as o
 
-    functions = {
+    functions: dict[str, Callable[[], Operator]] = {
         "vorticity": o.Vorticity,
         "saturating_vorticity": o.SaturatingVorticity,
         "loop": o.Difference,
     }
-    states = slice(config["first"], None, config["every"])
+    functions |= {name: partial(o.Function, name) for name in POINTWISE}
+    o.register("cube", cube)
+    states: slice | Sequence[int] = slice(config["first"], None, config["every"])
     selects = config["first"] > 0 or config["every"] > 1
+    if config.get("steps") is not None:
+        states, selects = config["steps"], True
+    times = config.get("times")
     parts: list[Operator] = []
-    if config["variables"] or config["region"] or selects:
+    if config["variables"] or config["region"] or selects or times is not None:
         parts.append(
             o.Select(
-                config["variables"], region=config["region"], steps=states if selects else None
+                config["variables"],
+                times,
+                config["region"],
+                steps=states if selects and times is None else None,
             )
         )
     if config["block"] is not None:
         parts.append(o.BlockAverage(config["block"]))
     if config["subsample"] is not None:
         parts.append(o.Subsample(config["subsample"]))
+    if config.get("points") is not None:
+        parts.append(o.Interpolate(config["points"]))
     if config["function"] is not None:
         parts.append(lookup(functions, "observing.function", config["function"])())
 
     return o.Compose(*parts) if parts else o.Select()
+
+
+def cube(x: "Tensor") -> "Tensor":
+    """The third power, which sees large values precisely and small ones hardly."""
+    return x**3
 
 
 def build_observations(config: Mapping[str, Any], truth: "xr.Dataset", seed: int) -> "Observations":

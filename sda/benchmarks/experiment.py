@@ -413,6 +413,7 @@ def load(
 # What a run decides, not the experiment.
 RUN = (
     "methods", "repetitions", "out", "tune", "report", "resume", "overwrite", "batch", "device",
+    "command",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -393,8 +394,12 @@ class Workbench:
                 posterior, attrs = posteriors[number], posteriors[number].attrs
                 outcome.model_steps = float(attrs.get("model_steps", math.nan))
                 outcome.evaluations = float(attrs.get("evaluations", 0.0))
-                outcome.diverged = bool(attrs.get("diverged", 0))
-                outcome.diverged_time = float(attrs.get("diverged_time", math.nan))
+                if attrs.get("diverged", 0):
+                    when = float(attrs["diverged_time"])
+                    if recovered(posterior):
+                        outcome.message = f"lost the truth at time {when:g} and found it again"
+                    else:
+                        outcome.diverged, outcome.diverged_time = True, when
                 if experiment.scored == "all":
                     posterior = forecasts(posterior, model, twin, experiment.dtype)
                 outcome.posterior = posterior
@@ -435,6 +440,21 @@ class Workbench:
                 posterior = posterior.drop_isel(member=failed)
             outcome.posterior = posterior
         return outcome
+
+
+def recovered(posterior: xr.Dataset) -> bool:
+    """Whether a filter that had lost the truth has it in the end.
+
+    Small ensembles of a system with two wings lose the truth for some cycles now and then, and
+    published scores count those cycles. Only what is lost for good has diverged.
+    """
+
+    from ..classical.base import LOST, PATIENCE
+
+    ratio = posterior.get("innovation_chi_square")
+    if ratio is None or not all(np.isfinite(v.values).all() for v in posterior.values()):
+        return False
+    return bool(ratio.values[-PATIENCE:].mean() <= LOST)
 
 
 def forecasts(posterior: xr.Dataset, model: Any, twin: Twin, dtype: torch.dtype) -> xr.Dataset:

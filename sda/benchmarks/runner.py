@@ -41,6 +41,7 @@ def benchmark(
     batch: int = 1,
     device: str | torch.device = "cpu",
     overrides: Sequence[str] = (),
+    command: str | None = None,
     say: Say | None = None,
 ) -> xr.Dataset:
     """Compares methods of data assimilation on the same observations.
@@ -61,6 +62,7 @@ def benchmark(
             are the same, their times are shared.
         device: The device to run on.
         overrides: Changes of the experiment, as on the command line: `["cycles=100"]`.
+        command: The command that this is, for the report (default: one that does the same).
         say: Called with a line of text for each result.
 
     Returns:
@@ -81,7 +83,9 @@ def benchmark(
     check_out(out, overwrite, resume)
     if report is not None:
         check_report(Path(report), overwrite or resume)
-    command = command_line(experiment, methods, repetitions, out, tune, report, overrides)
+    command = command or command_line(
+        experiment, methods, repetitions, out, tune, report, overrides
+    )
     experiment = load(experiment, overrides)
     specs = resolve(experiment, methods)
     bench = Workbench(experiment, device)
@@ -191,7 +195,8 @@ def line(spec: Spec, repetition: int, outcome: Outcome, scores: Mapping[str, Any
         at = "" if math.isnan(outcome.diverged_time) else f" at time {outcome.diverged_time:g}"
         return f"{start}diverged{at} ({outcome.seconds:.1f} s) {outcome.message}".rstrip()
     published = "" if math.isnan(spec.published) else f" (published {spec.published:g})"
-    return f"{start}rmse {scores['rmse']:.3g}{published}, {outcome.seconds:.1f} s"
+    found = f"{start}rmse {scores['rmse']:.3g}{published}, {outcome.seconds:.1f} s"
+    return f"{found}; {outcome.message}" if outcome.message else found
 
 
 def check_report(path: Path, replace: bool) -> None:
