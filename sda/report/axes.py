@@ -102,8 +102,9 @@ def units(results: Results, dim: str) -> str:
     """The label of a dimension's axis."""
 
     known = results.dataset[dim].attrs.get("units", "") if dim in results.dataset.coords else ""
+    name = dim.removeprefix("case_")
 
-    return f"{dim} [{known}]" if known not in ("", "1") else dim
+    return f"{name} [{known}]" if known not in ("", "1") else name
 
 
 def place_labels(figure: Figure, axes: Axes, points: Sequence[tuple[Method, float, float]]) -> None:

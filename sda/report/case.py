@@ -11,13 +11,14 @@ import numpy as np
 import xarray as xr
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..plotting.states import cell_edges
 from ..plotting.style import OBSERVED, frame_axes, label, limits, new_figure
 from .axes import Drawing, ends, panel, units
 from .results import Method, Results, clean
-from .svg import GREY, INK, colour, inline, look
+from .svg import GREY, INK, colour, inline, look, plain
 
 VARIABLE = "case_variable"
 
@@ -108,10 +109,11 @@ def maps(results: Results, data: xr.Dataset, dims: tuple[str, str], key: str) ->
         for dim in dims
     ]
     extent = (edges[1][0], edges[1][-1], edges[0][0], edges[0][-1])
+    names = units(results, dims[0]), units(results, dims[1])
 
     def draw(values: NDArray, scale: dict[str, Any], name: str, title: str) -> Drawing:
         with look():
-            figure = map_panel(values, scale, extent, dims)
+            figure = map_panel(values, scale, extent, names)
             seen = values[np.isfinite(values)]
             words = f"Values from {seen.min():.3g} to {seen.max():.3g}" if len(seen) else "Nothing"
             return Drawing(inline(figure, f"case-{key}-{name}", title, words), title)
@@ -130,21 +132,29 @@ def maps(results: Results, data: xr.Dataset, dims: tuple[str, str], key: str) ->
             pair.append(draw(spreads[i], own, f"spread-{i}", f"spread, {rms:.3g}"))
         if pair:
             groups.append(Group(method.label, pair, method))
-    name = label(data["case_truth"], data["case_truth"].attrs.get("long_name", "value"))
+    name = variable(data)
     groups.insert(1, Group("Colours", bars(name, shared, own, f"case-{key}")))
 
     return groups
+
+
+def variable(data: xr.Dataset) -> str:
+    """What the case is of, with its units."""
+
+    return plain(
+        label(data["case_truth"], clean(data["case_truth"].attrs.get("long_name", "value")))
+    )
 
 
 def map_panel(
     values: NDArray,
     scale: dict[str, Any],
     extent: tuple[float, float, float, float],
-    dims: tuple[str, str],
-) -> Any:
+    names: tuple[str, str],
+) -> Figure:
     """One map, without ticks where both axes are space."""
 
-    plane = not any("time" in dim for dim in dims)
+    plane = not any("time" in name for name in names)
     aspect = (extent[3] - extent[2]) / (extent[1] - extent[0]) if plane else 1.0
     height = 1.9 * float(np.clip(aspect, 0.3, 2))
     if plane:
@@ -159,7 +169,7 @@ def map_panel(
     if plane:
         frame_axes(axes)
     else:
-        axes.set(xlabel=dims[1], ylabel=dims[0])
+        axes.set(xlabel=names[1], ylabel=names[0])
 
     return figure
 
@@ -213,7 +223,7 @@ def series(results: Results, data: xr.Dataset, dim: str, key: str) -> list[Group
             )
             axes.set_xlim(*ends(time))
             axes.set_ylim(low - margin, high + 2 * margin)
-            axes.set(xlabel=units(results, dim), ylabel=label(data["case_truth"], "value"))
+            axes.set(xlabel=units(results, dim), ylabel=variable(data))
             axes.legend(loc="upper center", ncols=3, borderaxespad=0.1, columnspacing=1)
             rms = np.sqrt(np.nanmean((means[i] - truth) ** 2))
             words = f"The mean is {rms:.3g} from the truth in the root mean square"

@@ -205,7 +205,9 @@ def one_case(results: Results) -> Markup | None:
         if name:
             parts.append(tag("h3", name))
         parts.append(
-            maps(groups) if len(dims) > 1 else panels([d for g in groups for d in g.drawings])
+            maps(groups)
+            if len(dims) > 1
+            else panels([d for g in groups for d in g.drawings], "panels large")
         )
     if not parts:
         return None
@@ -237,7 +239,7 @@ def wide(drawings: Sequence[Drawing]) -> Markup | None:
     return tag("div", *parts, class_="wide")
 
 
-def panels(drawings: Sequence[Drawing]) -> Markup | None:
+def panels(drawings: Sequence[Drawing], class_: str = "panels") -> Markup | None:
     """Small figures side by side."""
 
     if not drawings:
@@ -247,7 +249,7 @@ def panels(drawings: Sequence[Drawing]) -> Markup | None:
         for d in drawings
     ]
 
-    return tag("div", *parts, class_="panels")
+    return tag("div", *parts, class_=class_)
 
 
 def maps(groups: Sequence[Group]) -> Markup:

@@ -39,27 +39,27 @@ def add_score(
     """Adds the column of a score, and after the headline score the published one."""
 
     main = score.name == results.score
-    known = estimates(results, score)
+    values = results.values(score.name)
+    if values is None:
+        if not main:
+            return
+        values = np.full(results.shape, np.nan)
+    known = [estimate(row) for row in values]
+    digits = column_digits(known)
+    flags = best(values, score.goal, eligible(results))
+    columns.append(Column(score.title, score.hint))
+    for i, row in enumerate(cells):
+        mark = "†" if results.diverged[i].any() and known[i].n else ""
+        if main and results.diverged[i].any() and not known[i].n:
+            row.append(Cell(tag("em", "diverged"), None, "lost"))
+        else:
+            row.append(shown(known[i], digits, bool(flags[i]), mark))
     published = [method.published for method in results.methods]
-    if known is not None:
-        digits = column_digits(known)
-        values = results.values(score.name)
-        assert values is not None  # as `known` is not
-        flags = best(values, score.goal, eligible(results))
-        columns.append(Column(score.title, score.hint))
-        for i, row in enumerate(cells):
-            mark = "†" if results.diverged[i].any() and known[i].n else ""
-            if main and results.diverged[i].any() and not known[i].n:
-                row.append(Cell(tag("em", "diverged"), None, "lost"))
-            else:
-                row.append(shown(known[i], digits, bool(flags[i]), mark))
     if not main or not np.isfinite(published).any():
         return
     columns.append(Column("Published", "as rounded by its source"))
     for row, value in zip(cells, published):
         row.append(Cell(f"{value:g}" if math.isfinite(value) else "–", value))
-    if known is None:
-        return
     columns.append(Column("Difference", "of ours from the published score, relative to it"))
     for row, ours, value in zip(cells, known, published):
         if not (ours.n and math.isfinite(value) and value):
@@ -71,11 +71,12 @@ def add_score(
 
 
 def eligible(results: Results) -> NDArray[np.bool_]:
-    """Which methods are ranked: those of which all runs ended that any method has."""
+    """Which methods are ranked: those without a diverged run that have most of the runs."""
 
-    ended = results.ran & ~results.diverged
+    whole = ~results.diverged.any(axis=1)
+    made = np.where(whole, results.ran.sum(axis=1), 0)
 
-    return ~results.diverged.any(axis=1) & (ended.sum(axis=1) == ended.sum(axis=1).max())
+    return whole & (made == made.max())
 
 
 def caption(results: Results) -> str:
@@ -137,7 +138,7 @@ def divergences(results: Results) -> Markup | None:
     for method in results.methods:
         for k in np.flatnonzero(results.diverged[method.index]):
             time = float(results.diverged_time[method.index, k])
-            text = number(time, decimals([time])) if math.isfinite(time) else "not recorded"
+            text = f"{time:.6g}" if math.isfinite(time) else "not recorded"
             repetition = str(names[k])
             cells.append(
                 [heading(method), Cell(repetition, float(k)), Cell(text, time, "lost")],
@@ -178,7 +179,7 @@ def shown(value: Estimate, digits: int, bold: bool = False, mark: str = "") -> C
 
     if not value.n:
         return Cell("–")
-    if value.n > 1 and 0 < value.error < 0.5 * 10.0**-digits:
+    if value.n > 1 and 0 < value.error < 10.0**-digits:
         digits = min(digits + 2, decimals([value.error], 1, 8))
     mean = tag("strong" if bold else "span", number(value.mean, digits))
     error = f" ± {number(value.error, digits)}" if value.n > 1 else ""

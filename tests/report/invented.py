@@ -70,6 +70,7 @@ def results(repetitions=3, times=400, bins=20, case="plane", seed=0):
     along["coverage"] = ((*runs, "level"), coverage)
     along["diverged"] = (runs, np.zeros((m, r)))
     along["diverged_time"] = (runs, np.full((m, r), np.nan))
+    along["finished"] = (runs, np.ones((m, r)))
     for name in ("spread", "spread_skill", "reliability"):
         along[name][1][:3] = np.nan
     for name in ("spread_time", "rank_histogram", "coverage"):
@@ -102,8 +103,8 @@ def results(repetitions=3, times=400, bins=20, case="plane", seed=0):
         ),
     }
     dataset = xr.Dataset(along, coords, attributes(r))
-    wavenumber = np.arange(1, 33.0)
-    truth = wavenumber**-3.0 * np.exp(0.1 * rng.standard_normal((r, 32)))
+    wavenumber = np.arange(0, 32.0)
+    truth = np.maximum(wavenumber, 0.5) ** -3.0 * np.exp(0.1 * rng.standard_normal((r, 32)))
     loss = np.exp(-((wavenumber / 32) ** 2) * 3 * (rmse[..., None] - 0.15))
     dataset["truth_spectrum"] = (("repetition", "wavenumber"), truth)
     dataset["spectrum"] = ((*runs, "wavenumber"), truth * loss)
@@ -120,7 +121,7 @@ def add_case(dataset, case, rng):
     errors = dataset["rmse"].isel(repetition=0).values
     if case == "plane":
         y, x = (np.arange(32) + 0.5) * np.pi / 16, (np.arange(32) + 0.5) * np.pi / 16
-        dims, coords = ("y", "x"), {"y": y, "x": x}
+        dims, coords = ("y", "x"), {"y": y, "x": x, "case_time": 12.5}
         truth = sum(
             a * np.sin(k * x + p)[None] * np.cos(l * y + q)[:, None]
             for a, k, l, p, q in zip(
@@ -135,8 +136,7 @@ def add_case(dataset, case, rng):
         scale = 0.3
     elif case == "line":
         time, site = 0.25 * np.arange(60), np.arange(40.0)
-        dims, coords = ("case_step", "site"), {"site": site}
-        dims, coords = ("case_times", "site"), {"case_times": time, "site": site}
+        dims, coords = ("case_time", "site"), {"case_time": time, "site": site}
         phase = 2 * np.pi * (4 * site[None] / 40 - 0.15 * time[:, None])
         truth = 2.5 + 4 * np.sin(phase) * np.cos(0.3 * time[:, None] + site / 9)
         observed = np.full_like(truth, np.nan)
@@ -144,7 +144,7 @@ def add_case(dataset, case, rng):
         scale = 1.0
     else:
         time = 0.25 * np.arange(80)
-        dims, coords = ("case_times",), {"case_times": time}
+        dims, coords = ("case_time",), {"case_time": time}
         truth = 10 * np.sin(time) + 4 * np.sin(2.7 * time + 1)
         observed = np.full_like(truth, np.nan)
         observed[::4] = truth[::4] + 1.4 * rng.standard_normal(20)
@@ -159,7 +159,7 @@ def add_case(dataset, case, rng):
     dataset["case_mean"] = (("method", *dims), means)
     dataset["case_spread"] = (("method", *dims), spreads)
 
-    return dataset.assign_coords(coords | {"case_time": 12.5})
+    return dataset.assign_coords(coords)
 
 
 def attributes(repetitions):
@@ -168,7 +168,27 @@ def attributes(repetitions):
     return {
         "title": "Lorenz-96, Sakov & Oke (2008)",
         "score": "rmse",
-        "seeds": list(range(repetitions)),
+        "burn_in": 20.0,
+        "seeds": json.dumps(
+            {
+                "seed": 7,
+                "repetitions": [{"truth": 11 + k, "methods": 101 + k} for k in range(repetitions)],
+            }
+        ),
+        "tuning": json.dumps(
+            {
+                "etkf_24_tuned": {
+                    "parameters": {"inflation": 1.01},
+                    "rmse": 0.1771,
+                    "trials": [
+                        {"parameters": {"inflation": 1.0}, "rmse": None, "cycles": 200},
+                        {"parameters": {"inflation": 1.01}, "rmse": 0.1771, "cycles": 200},
+                    ],
+                    "budget": {"trials": 20, "cycles": 200, "strategy": "grid"},
+                    "seconds": 31.4,
+                }
+            }
+        ),
         "experiment": json.dumps({"name": "lorenz96_sakov2008", "system": {"sites": 40}}),
         "versions": json.dumps({"sda": "0.1.0", "torch": "2.13.0", "python": "3.11.2"}),
         "machine": json.dumps({"cores": 2, "threads": 1, "processor": "x86_64"}),
