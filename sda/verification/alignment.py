@@ -31,6 +31,8 @@ def variable_names(
                 f"the {where} has no variables {missing}, only "
                 f"{sorted(map(str, dataset.data_vars))}: name those to score with variables=…"
             )
+    if empty := [dim for dim in ("member", "time") if not posterior.sizes[dim]]:
+        raise ValueError(f"the posterior is empty, with no {empty[0]}: there is nothing to score")
     if not names:
         raise ValueError("the posterior has no variable with the dimensions (member, time, *space)")
 

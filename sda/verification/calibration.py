@@ -8,7 +8,9 @@ How far from uniform may the counts of a calibrated ensemble be? Values next to 
 and time are not independent, so a binomial band is far too narrow. But the members are exchangeable
 with the truth: each of them, ranked among the truth and all the others, gives counts with the right
 correlations in space, in time and with each other. The M replicas are the band. It costs nothing
-more than the sorting that ranks the truth.
+more than the sorting that ranks the truth. If the truth is far outside of the ensemble, it is an
+outlier in every replica: then the score is outside the band, but the band is not where a better
+ensemble's would be.
 
 References:
     | Hamill (2001), Interpretation of rank histograms for verifying ensemble forecasts

@@ -27,6 +27,8 @@ from .scores import as_array
 
 # The share of all power that rounding to single precision may leave in a shell.
 ROUNDING = 1e-13
+# The number of values that are transformed at once.
+PIECE_VALUES = 2**20
 
 
 def wavenumbers(shape: Sequence[int], period: Sequence[float]) -> NDArray[np.integer]:
@@ -166,20 +168,27 @@ class Coherence:
         The truth's own spectrum is left to `add_mean`.
         """
 
-        b = self.transform(y)
-        for index, member in zip(members, x, strict=True):
-            a = self.transform(member)
-            self.power[index] += self.total(np.abs(a) ** 2)
-            self.cross[index] += self.total((a * b.conj()).real)
+        for part in self.pieces(y):
+            b = self.transform(y[part])
+            for index, member in zip(members, x, strict=True):
+                a = self.transform(member[part])
+                self.power[index] += self.total(np.abs(a) ** 2)
+                self.cross[index] += self.total((a * b.conj()).real)
 
     def add_mean(self, mean: NDArray, y: NDArray) -> None:
         """Adds the mean of all members and the truth of the same frames, `(time, *space)`."""
 
-        a, b = self.transform(mean), self.transform(y)
-        self.mean += self.total(np.abs(a) ** 2)
-        self.mean_cross += self.total((a * b.conj()).real)
-        self.true += self.total(np.abs(b) ** 2)
-        self.fields += len(b)
+        for part in self.pieces(y):
+            a, b = self.transform(mean[part]), self.transform(y[part])
+            self.mean += self.total(np.abs(a) ** 2)
+            self.mean_cross += self.total((a * b.conj()).real)
+            self.true += self.total(np.abs(b) ** 2)
+            self.fields += len(b)
+
+    def pieces(self, y: NDArray) -> list[slice]:
+        """Some frames of `(time, *space)` at a time, since transforms take more memory."""
+        step = max(1, PIECE_VALUES * len(y) // y.size)
+        return [slice(i, i + step) for i in range(0, len(y), step)]
 
     def transform(self, x: NDArray) -> NDArray:
         """The Fourier transforms `(field, coefficient)` of fields `(time, *space)`."""

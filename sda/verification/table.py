@@ -139,7 +139,8 @@ def footer(scores: xr.Dataset) -> str:
     line = f"{members} member" + ("s" if members > 1 else "")
     if left_out:
         line += f" ({left_out} more failed and are left out)"
-    line += f", {times} times" if frames == times else f", {frames} of {times} times"
+    line += f", {times}" if frames == times else f", {frames} of {times}"
+    line += " time" + ("s" if times > 1 else "")
     if scores.attrs.get("diverged"):
         line += f"\nThe run diverged at time {scores.attrs['diverged_time']:g}."
 

@@ -22,15 +22,14 @@ def trajectory_scores(task: Task, members: NDArray) -> dict[str, Entry]:
     for stretch in task.stretches(members, start=task.first, overlap=True):
         for i, name in enumerate(task.names):
             x, y = stretch.x[name], stretch.y[name]
-            seen = np.isfinite(np.diff(y, axis=0))
-            squares[stretch.members, i] += square_sum(np.where(seen, np.diff(x, axis=1), 0))
+            squares[stretch.members, i] += [increment_sum(member, y) for member in x]
             if axes:
                 new, truth = x[:, stretch.lead :], y[stretch.lead :]
                 waves[i].add(stretch.members, new, truth)
                 part = new.sum(axis=0, dtype=np.float64)
                 means[name] = means[name] + part if name in means else part
             if stretch.last:
-                true_squares[i] += square_sum(np.where(seen, np.diff(y, axis=0), 0)[None])[0]
+                true_squares[i] += increment_sum(y, y)
                 if axes:
                     waves[i].add_mean(means.pop(name) / len(members), truth)
 
@@ -68,9 +67,12 @@ def spectral_scores(task: Task, members: NDArray, waves: list[Coherence]) -> dic
     return scores
 
 
-def square_sum(x: NDArray) -> NDArray[np.float64]:
-    """The sum of squares of each member of `(member, *)`."""
-    return np.asarray(np.sum(x**2, axis=tuple(range(1, x.ndim)), dtype=np.float64))
+def increment_sum(x: NDArray, truth: NDArray) -> float:
+    """The sum of squared increments of `(time, *space)` where the truth's are known."""
+
+    squares = np.diff(x, axis=0) ** 2
+
+    return float(np.sum(squares, where=np.isfinite(np.diff(truth, axis=0)), dtype=np.float64))
 
 
 def periodic_axes(task: Task) -> tuple[list[int], list[float]]:

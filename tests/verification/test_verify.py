@@ -138,6 +138,33 @@ def test_an_unknown_truth_is_not_scored(case):
     assert got.attrs["failed_members"] == 0
 
 
+def test_ensemble_and_truth_may_be_of_several_grids_and_kinds():
+    """A profile and a surface, integers, transposed: the same scores in slabs and as a whole."""
+    rng = np.random.default_rng(0)
+
+    def states(members):
+        return xr.Dataset(
+            {
+                "q": (("member", "time", "z", "x"), rng.integers(-9, 9, (members, 3, 4, 5))),
+                "p": (
+                    ("member", "time", "x"),
+                    rng.standard_normal((members, 3, 5)),
+                    {"units": "Pa"},
+                ),
+            },
+            {"time": [0.0, 1.0, 4.0]},
+        )
+
+    posterior, truth = states(6), states(1)
+    scores = verify(posterior, truth)
+    moved = verify(posterior.transpose("x", "time", "z", "member"), truth)
+    for name in ("rmse_by_variable", "crps_by_variable", "coverage", "increment_ratio"):
+        xr.testing.assert_allclose(scores[name], moved[name], atol=0.02)
+    x, y = posterior["q"].values, truth["q"].values[0]
+    assert scores["crps_by_variable"].sel(variable="q").item() == pytest.approx(crps(x, y).mean())
+    assert "spectrum" not in scores and "energy_score" not in scores
+
+
 def test_weights_are_those_of_the_mean(case):
     posterior, truth, _ = case
     weights = xr.DataArray(np.arange(1.0, SIZE + 1), dims="y")
@@ -244,6 +271,9 @@ def test_what_does_not_fit_is_named(case):
         verify(posterior.isel(member=0), truth)
     with pytest.raises(ValueError, match="count time alike"):
         verify(posterior, truth.assign_coords(time=np.arange(6).astype("datetime64[s]")))
+    for dim in ("member", "time"):
+        with pytest.raises(ValueError, match=f"posterior is empty, with no {dim}"):
+            verify(posterior.isel({dim: []}), truth)
     assert "u" in verify(posterior, truth.drop_vars("v"), variables=["u"])["variable"]
 
 
