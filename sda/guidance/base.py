@@ -153,28 +153,26 @@ class PosteriorMetric(Metric):
         return z - self._correct(v)
 
     def move(self, g: Tensor, noise: Noise) -> Move:
-        if not self.space.direct:
+        space, tangent = self.space, self.tangent
+        if not space.assembled(tangent):
             return super().move(g, noise)
 
         # All in the eigenbasis: two transforms, and one inverse of what is wanted in the end.
-        covariance, columns = self.space.covariance, self.space.columns
-        e, members = covariance.eigenvalues, len(g)
+        covariance = space.covariance
+        e = covariance.eigenvalues
         m0, ratio = self.m0(e), self.ratio(e)
-        both = covariance.transform(torch.cat((g, noise(covariance.shape))))
-        g, both = both[:members], both * torch.stack((m0, m0.sqrt())).repeat_interleave(members, 0)
-        seen = (both * ratio) @ columns.T
-        u = self.space.draw(self.wiener, self.tangent, ("innovation", self.s), noise)
-        seen = torch.cat((seen[:members], seen[members:] + u))
-        v = self._solve(seen)
+        g, z = covariance.transform(torch.cat((g, noise(covariance.shape)))).chunk(2)
+        drift, z = m0 * g, m0.sqrt() * z
+        u = space.draw(self.wiener, tangent, ("innovation", self.s), noise)
+        seen, drawn = space.project(torch.cat((drift, z)) * ratio, tangent).chunk(2)
+        v, w = self._solve(torch.cat((seen, drawn + u))).chunk(2)
 
         def combine(a: Tensor, b: Tensor) -> Tensor:
             a, b = a[:, None], b[:, None]
-            gain = ((a * v[:members] + b * v[members:]) @ columns) * (m0 * ratio)
-            return covariance.inverse(a * both[:members] + b * both[members:] - gain)
+            gain = space.lift(a * v + b * w, tangent) * (m0 * ratio)
+            return covariance.inverse(a * drift + b * z - gain)
 
-        square = (g * both[:members]).sum(1) - (seen[:members] * v[:members]).sum(1)
-
-        return Move(square, combine)
+        return Move((g * drift).sum(1) - (seen * v).sum(1), combine)
 
     def _solve(self, e: Tensor) -> Tensor:
         return self.space.solve(self.kernel, e, self.tangent, (f"metric {self.m0.limit}", self.s))
@@ -221,7 +219,7 @@ class Analysis:
             self.background[members],
             self.innovation[members],
             self.s,
-            None,
+            None if self.tangent is None else self.tangent.take(members),
             None if self.chi2 is None else self.chi2[members],
             self.gain,
             None if self.point is None else self.point[members],
@@ -342,7 +340,7 @@ class PosteriorDenoiser(Denoiser, abc.ABC):
         """
 
         zero = torch.zeros(members, *self.shape).to(self.likelihood.y)
-        tangent = Tangent(*self.likelihood.linearise(zero))
+        tangent = self.space.linearise(zero)
         e = self.likelihood.y - tangent.value
         v = self.space.solve(lambda e: e, e, tangent, ("start", 0.0))
         mean = self.space.adjoint(lambda e: e, v, tangent)
@@ -396,6 +394,6 @@ class PosteriorDenoiser(Denoiser, abc.ABC):
     def _tangent(self, analysis: Analysis) -> Tangent | None:
         if analysis.tangent is None and not self.space.direct:
             point = analysis.background if analysis.point is None else analysis.point
-            analysis.tangent = Tangent(*self.likelihood.linearise(point))
+            analysis.tangent = self.space.linearise(point)
 
         return analysis.tangent

@@ -6,8 +6,13 @@ Everything that a Gaussian analysis needs is of one form,
 
 with `f` applied to the eigenvalues of a covariance `Σ = Vᵀ diag(λ) V`. Where the number of
 observations `m` allows, `E = V Hᵀ` is computed once and `A_f = Eᵀ diag(f(λ)) E + R` is one small
-matrix, factorised once and shared by all members. Otherwise, and where `H` is linearised at each
-member, the system is solved by conjugate gradients.
+matrix, factorised once and shared by all members.
+
+An elementwise function of affine observations, `H(x) = φ(A x)`, has the tangent `diag(φ′) A` at a
+member. `E = V Aᵀ` is still shared, and only `diag(φ′) Eᵀ diag(f(λ)) E diag(φ′) + R` is factorised
+for each member: nothing of the size of the state is touched in a solve.
+
+Otherwise, and where `H` is linearised at each member, the system is solved by conjugate gradients.
 """
 
 from collections.abc import Callable
@@ -18,10 +23,14 @@ import torch
 from torch import Tensor
 
 from ..covariance import Covariance
+from ..observation.likelihood import Likelihood
+from ..observation.operator import identity
 
 Function = Callable[[Tensor], Tensor]
 Key = tuple[str, float]
 Noise = Callable[[tuple[int, ...]], Tensor]
+# The entries of all members' matrices that are factorised at once.
+FACTORS = 1 << 24
 
 
 @dataclass
@@ -32,11 +41,22 @@ class Tangent:
         value: The operator's value, with shape `(member, m)`.
         jvp: The tangent-linear operator, `(member, *shape)` to `(member, m)`.
         vjp: Its adjoint, `(member, m)` to `(member, *shape)`.
+        slope: The derivative `φ′` of the elementwise function in `H(x) = φ(A x)`, with shape
+            `(member, m)`, if the operator is of this form.
     """
 
     value: Tensor
     jvp: Callable[[Tensor], Tensor]
     vjp: Callable[[Tensor], Tensor]
+    slope: Tensor | None = None
+
+    def take(self, members: Tensor) -> "Tangent | None":
+        """That of some members, where it is known without linearising again."""
+
+        if self.slope is None:
+            return None
+
+        return Tangent(self.value[members], self.jvp, self.vjp, self.slope[members])
 
 
 def conjugate_gradients(
@@ -143,22 +163,36 @@ class ObservationSpace:
         self.iterations = iterations
         self.std = likelihood.std
         m, n = len(self.std), covariance.eigenvalues.numel()
-        self.direct = likelihood.linear and m * n <= limit and m * m * n <= 200 * limit
+        small = m * n <= limit and m * m * n <= 200 * limit
+        self.direct = likelihood.linear and small
+        parts = None if likelihood.linear else getattr(likelihood, "parts", None)
+        self.elementwise = small and parts is not None
+        self.affine: Function = parts[0] if parts else likelihood.H
+        self.function: Function = parts[1] if parts else identity
         self._columns: Tensor | None = None
         self._factors: dict[Key, Tensor] = {}
 
     @property
     def columns(self) -> Tensor:
-        """The matrix `Eᵀ`, rows `V Hᵀ e_j`, with shape `(m, n')`."""
+        """The matrix `Eᵀ`, rows `V Hᵀ e_j` (`V Aᵀ e_j`), with shape `(m, n')`."""
 
         if self._columns is None:
-            columns = self.likelihood.columns().to(self.covariance.eigenvalues)
+            likelihood = self.likelihood
+            if self.elementwise:
+                likelihood = Likelihood(
+                    self.affine, likelihood.y, likelihood.std, likelihood.shape, linear=True
+                )
+            columns = likelihood.columns().to(self.covariance.eigenvalues)
             self._columns = torch.cat([self.covariance.transform(c) for c in columns.split(64)])
 
         return self._columns
 
     def matrix(self, fn: Function) -> Tensor:
         """The matrix `H f(Σ) Hᵀ + R` in float64, with shape `(m, m)`."""
+        return self.gram(fn) + torch.diag(self.std.double() ** 2)
+
+    def gram(self, fn: Function) -> Tensor:
+        """The matrix `H f(Σ) Hᵀ` (`A f(Σ) Aᵀ`) in float64, with shape `(m, m)`."""
 
         # Where it is cheap in float64; else in chunks small enough for single precision.
         m, n = self.columns.shape
@@ -170,7 +204,15 @@ class ObservationSpace:
             part = part.to(dtype)
             gram += ((part * weight) @ part.T).double()
 
-        return (gram + gram.T) / 2 + torch.diag(self.std.double() ** 2)
+        return (gram + gram.T) / 2
+
+    def shared(self, fn: Function, key: Key) -> Tensor:
+        """`gram(fn)`, computed once for each key."""
+
+        if key not in self._factors:
+            self._factors[key] = self.gram(fn)
+
+        return self._factors[key]
 
     def factor(self, fn: Function, key: Key) -> Tensor:
         """The Cholesky factor of `matrix(fn)`, computed once for each key."""
@@ -180,12 +222,54 @@ class ObservationSpace:
 
         return self._factors[key]
 
+    def linearise(self, x: Tensor) -> Tangent:
+        """The observation operator, linearised at trajectories `(member, *shape)`."""
+
+        if not self.elementwise:
+            return Tangent(*self.likelihood.linearise(x))
+
+        return self.tangent(self.affine(x))
+
+    def tangent(self, z: Tensor) -> Tangent:
+        """The operator `φ(A x)`, linearised where `A x` is `z`, with shape `(member, m)`."""
+
+        with torch.inference_mode(False), torch.enable_grad():
+            z = z.detach().clone().requires_grad_()
+            value = self.function(z)
+            slope = torch.autograd.grad(value.sum(), z)[0]
+
+        return Tangent(value.detach(), self._no_map, self._no_map, slope)
+
+    @staticmethod
+    def _no_map(x: Tensor) -> Tensor:
+        raise ValueError("solves with an elementwise function need its slope only")
+
+    def assembled(self, tangent: Tangent | None) -> bool:
+        """Whether solves are by factorised matrices, with nothing of the size of the state."""
+        return self.direct or (
+            self.elementwise and tangent is not None and tangent.slope is not None
+        )
+
+    def project(self, z: Tensor, tangent: Tangent | None) -> Tensor:
+        """`H Vᵀ z` for coefficients `(k member, n')`, with shape `(k member, m)`."""
+        return self._scale(z @ self.columns.T, tangent)
+
+    def lift(self, v: Tensor, tangent: Tangent | None) -> Tensor:
+        """`V Hᵀ v` for values `(k member, m)`, with shape `(k member, n')`."""
+        return self._scale(v, tangent) @ self.columns
+
+    def _scale(self, v: Tensor, tangent: Tangent | None) -> Tensor:
+        if tangent is None or tangent.slope is None:
+            return v
+
+        return (v.unflatten(0, (-1, len(tangent.slope))) * tangent.slope).flatten(0, 1)
+
     def solve(self, fn: Function, e: Tensor, tangent: Tangent | None, key: Key) -> Tensor:
         """Solves `(H f(Σ) Hᵀ + R) v = e`.
 
         Arguments:
             fn: The elementwise function `f` of the eigenvalues.
-            e: The right-hand side, with shape `(member, m)`.
+            e: The right-hand side, with shape `(member, m)`; `(k member, m)` if `assembled`.
             tangent: The linearised operator, unused by the direct solve.
             key: A name of `f`, under which its factor is kept.
         """
@@ -194,6 +278,8 @@ class ObservationSpace:
             return torch.cholesky_solve(e.double().T, self.factor(fn, key)).T.to(e.dtype)
 
         tangent = required(tangent)
+        if self.assembled(tangent):
+            return self._solve_each(self.shared(fn, key), e, required_slope(tangent))
 
         def operator(v: Tensor) -> Tensor:
             return v + tangent.jvp(self.covariance.apply(fn, tangent.vjp(v / self.std))) / self.std
@@ -203,20 +289,41 @@ class ObservationSpace:
 
         return v / self.std
 
+    def _solve_each(self, gram: Tensor, e: Tensor, slope: Tensor) -> Tensor:
+        """Solves `(diag(φ′) gram diag(φ′) + R) v = e`, one factorisation for each member.
+
+        Whitened by R, the matrix is one plus a positive one, wherever `φ′` vanishes.
+        """
+
+        members, m = slope.shape
+        scale = (slope / self.std).double()
+        rhs = (e / self.std).double().unflatten(0, (-1, members)).permute(1, 2, 0)
+        out = torch.empty_like(rhs)
+        chunk = max(1, FACTORS // m**2)
+        for part in torch.arange(members, device=e.device).split(chunk):
+            matrix = scale[part, :, None] * gram * scale[part, None, :]
+            matrix.diagonal(dim1=-2, dim2=-1).add_(1)
+            # A member that has diverged is not finite, and what it gives is not either.
+            factor, _ = torch.linalg.cholesky_ex(matrix)
+            out[part] = torch.cholesky_solve(rhs[part], factor)
+
+        return out.permute(2, 0, 1).flatten(0, 1).to(e.dtype) / self.std
+
     def forward(self, fn: Function, x: Tensor, tangent: Tangent | None) -> Tensor:
         """`H f(Σ) x`, with shape `(member, m)`."""
 
-        if self.direct:
+        if self.assembled(tangent):
             weights = fn(self.covariance.eigenvalues)
-            return (self.covariance.transform(x) * weights) @ self.columns.T
+            return self.project(self.covariance.transform(x) * weights, tangent)
 
         return required(tangent).jvp(self.covariance.apply(fn, x))
 
     def adjoint(self, fn: Function, v: Tensor, tangent: Tangent | None) -> Tensor:
         """`f(Σ) Hᵀ v`, with shape `(member, *shape)`."""
 
-        if self.direct:
-            return self.covariance.inverse((v @ self.columns) * fn(self.covariance.eigenvalues))
+        if self.assembled(tangent):
+            weights = fn(self.covariance.eigenvalues)
+            return self.covariance.inverse(self.lift(v, tangent) * weights)
 
         return self.covariance.apply(fn, required(tangent).vjp(v))
 
@@ -257,3 +364,12 @@ def required(tangent: Tangent | None) -> Tangent:
         raise ValueError("a matrix-free solve needs the linearised observation operator")
 
     return tangent
+
+
+def required_slope(tangent: Tangent) -> Tensor:
+    """The derivative of the elementwise function of an operator of that form."""
+
+    if tangent.slope is None:
+        raise ValueError("the operator was not linearised as an elementwise function")
+
+    return tangent.slope

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..covariance import Covariance
 from ..denoiser import Denoiser
 from .base import Analysis, PosteriorDenoiser, wiener
-from .solver import ObservationSpace, Tangent, required
+from .solver import ObservationSpace, required, required_slope
 
 
 class StaticGuidance(PosteriorDenoiser):
@@ -70,13 +70,15 @@ class StaticGuidance(PosteriorDenoiser):
         """
 
         space = space or self.space
+        if space.elementwise:
+            return self._update_elementwise(background, s, space)
         mean, tangent, innovations = background, None, []
         point = background
         for _ in range(self.relinearisations):
             if space.direct:
                 value = self.likelihood.H(mean)
             else:
-                tangent = Tangent(*self.likelihood.linearise(mean))
+                tangent = space.linearise(mean)
                 value, point = tangent.value, mean
             if mean is not background:
                 value = value + required(tangent).jvp(background - mean)
@@ -87,6 +89,29 @@ class StaticGuidance(PosteriorDenoiser):
         chi2 = (innovations[-1] * v).sum(1)
 
         return Analysis(mean, background, innovations[0], s, tangent, chi2, space, point)
+
+    def _update_elementwise(
+        self, background: Tensor, s: float, space: ObservationSpace
+    ) -> Analysis:
+        """The same for `H(x) = φ(A x)`: the Gauss–Newton method runs in observation space.
+
+        It needs no more of a state than `z = A x`, whose increment is `A C Aᵀ φ′ v`.
+        """
+
+        key = ("innovation", s)
+        gram = space.shared(wiener(s), key).to(background.dtype)
+        start = z = space.affine(background)
+        innovations = []
+        for _ in range(self.relinearisations):
+            tangent = space.tangent(z)
+            slope = required_slope(tangent)
+            innovations.append(self.likelihood.y - tangent.value - slope * (start - z))
+            v = space.solve(wiener(s), innovations[-1], tangent, key)
+            z = start + (slope * v) @ gram
+        mean = background + space.adjoint(wiener(s), v, tangent)
+        chi2 = (innovations[-1] * v).sum(1)
+
+        return Analysis(mean, background, innovations[0], s, tangent, chi2, space)
 
     def probe(self, analysis: Analysis, eta: Tensor) -> tuple[Tensor, Tensor]:
         """`Hᵀ v` and `C Hᵀ v` for `v = L⁻ᵀ η`, `S = L Lᵀ`, both with shape `(member, *shape)`.

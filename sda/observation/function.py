@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .domain import Domain, Grid, Points
-from .operator import Bound, Operator, check_linear
+from .operator import Bound, Operator, check_linear, identity
 
 
 def saturate(x: Tensor) -> Tensor:
@@ -29,6 +29,10 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "square": torch.square,
     "tanh": torch.tanh,
 }
+
+
+# Of each value alone, whatever is registered later.
+ELEMENTWISE = tuple(FUNCTIONS.values())
 
 
 def register(name: str, fn: Callable[[Tensor], Tensor]) -> None:
@@ -104,7 +108,8 @@ class Function(Operator):
                 f"{self!r} failed on values of shape (member, "
                 f"{', '.join(map(str, domain.shape))}): {error}"
             ) from error
-        bound = Bound(domain, self.target(domain, shape), self.fn, self.linear)
+        parts = (identity, self.fn) if self.fn in ELEMENTWISE else None
+        bound = Bound(domain, self.target(domain, shape), self.fn, self.linear, parts)
         if self.linear:
             check_linear(Bound(domain, bound.target, lambda x: self.fn(x.to(probe)), True))
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .operator import Parts
+
 
 class Likelihood:
     """The likelihood of observations of a trajectory.
@@ -22,6 +24,8 @@ class Likelihood:
         std: The standard deviation of each value's error, with shape `(value)` or `()`.
         shape: The shape `(time, channel, *space)` of a trajectory.
         linear: Whether the operator is linear or affine.
+        parts: An affine map to `(member, value)` and an elementwise function after it that make up
+            the operator, if it is of that form.
 
     Raises:
         ValueError: If there are no observations, or a std is not positive.
@@ -34,6 +38,7 @@ class Likelihood:
         std: Tensor | float,
         shape: tuple[int, ...],
         linear: bool,
+        parts: Parts | None = None,
     ) -> None:
         std = torch.as_tensor(std, dtype=y.dtype, device=y.device)
         if y.ndim != 1 or not len(y):
@@ -47,6 +52,7 @@ class Likelihood:
         self.operator = operator
         self.y, self.std = y, std.expand(y.shape)
         self.shape, self.linear = tuple(shape), linear
+        self.parts = parts
 
     def __len__(self) -> int:
         return len(self.y)
@@ -158,10 +164,12 @@ class Likelihood:
             )
         scale = scale.reshape(-1, *(1 for _ in self.shape[2:]))
 
-        def operator(x: Tensor) -> Tensor:
-            return self.H(torch.addcmul(mean.to(x.dtype), scale.to(x.dtype), x))
+        def after(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda x: fn(torch.addcmul(mean.to(x.dtype), scale.to(x.dtype), x))
 
-        return Likelihood(operator, self.y, self.std, self.shape, self.linear)
+        parts = self.parts and (after(self.parts[0]), self.parts[1])
+
+        return Likelihood(after(self.H), self.y, self.std, self.shape, self.linear, parts)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-density `log p(y | x)` of trajectories, with shape `(member)`."""

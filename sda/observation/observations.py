@@ -12,7 +12,7 @@ row per value, with the columns `time`, the spatial coordinates by their names, 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +261,7 @@ class Observations:
         from .table import check_distinct
 
         grid = Grid.of(layout, time)
-        parts: list[tuple[Bound, Tensor | None]] = []
+        bounds: list[tuple[Bound, Tensor | None]] = []
         for each in self.sets:
             if isinstance(each.domain, Points) and each.operator.sampling and grid.period:
                 names = ("time", "variable", *grid.dims)
@@ -278,14 +278,27 @@ class Observations:
                     f"trajectory, but {each.domain.shape} were observed"
                 )
             index = None if each.seen.all() else torch.from_numpy(np.flatnonzero(each.seen))
-            parts.append((bound, None if index is None else index.to(device)))
+            bounds.append((bound, None if index is None else index.to(device)))
 
-        def operator(x: Tensor) -> Tensor:
-            values = [
-                bound(x).flatten(1) if index is None else bound(x).flatten(1).index_select(1, index)
-                for bound, index in parts
+        def values(x: Tensor, fns: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+            parts = [
+                fn(x).flatten(1) if index is None else fn(x).flatten(1).index_select(1, index)
+                for fn, (_, index) in zip(fns, bounds, strict=True)
             ]
-            return values[0] if len(values) == 1 else torch.cat(values, dim=1)
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+        def elementwise(z: Tensor) -> Tensor:
+            return torch.cat(
+                [fn(part) for fn, part in zip(outer, z.split(counts, dim=1), strict=True)], dim=1
+            )
+
+        counts = [len(each) for each in self.sets]
+        known_parts = [bound.parts for bound, _ in bounds]
+        inner = [part[0] for part in known_parts if part is not None]
+        outer = [part[1] for part in known_parts if part is not None]
+        form = None
+        if len(outer) == len(bounds):
+            form = (lambda x: values(x, inner), elementwise)
 
         rows = [each.rows() for each in self.sets]
         y, std = (
@@ -293,7 +306,12 @@ class Observations:
             for name in ("observation", "std")
         )
 
-        return Likelihood(operator, y, std, grid.shape, all(bound.linear for bound, _ in parts))
+        whole = [bound for bound, _ in bounds]
+
+        return Likelihood(
+            lambda x: values(x, whole), y, std, grid.shape,
+            all(bound.linear for bound in whole), form,
+        )  # fmt: skip
 
     def to_dataset(self) -> xr.Dataset:
         """The gridded form, see `sda.observation.grid.to_dataset`."""

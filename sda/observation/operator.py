@@ -20,6 +20,13 @@ from torch import Tensor
 
 from .domain import Domain, Grid
 
+Parts = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+
+
+def identity(x: Tensor) -> Tensor:
+    """The argument itself."""
+    return x
+
 
 class Bound:
     """An operator that is bound to a domain: a differentiable map between tensors.
@@ -29,12 +36,20 @@ class Bound:
         target: The domain of the arrays that come out.
         fn: The map from `(member, *source.shape)` to `(member, *target.shape)`.
         linear: Whether the map is linear or affine.
+        parts: An affine map and an elementwise function after it that make up the map, if it is of
+            that form and not affine itself.
     """
 
     def __init__(
-        self, source: Domain, target: Domain, fn: Callable[[Tensor], Tensor], linear: bool
+        self,
+        source: Domain,
+        target: Domain,
+        fn: Callable[[Tensor], Tensor],
+        linear: bool,
+        parts: Parts | None = None,
     ) -> None:
         self.source, self.target, self.fn, self.linear = source, target, fn, linear
+        self.parts: Parts | None = (fn, identity) if linear else parts
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.source.shape:
@@ -180,7 +195,7 @@ class Compose(Operator):
                 x = bound(x)
             return x
 
-        return Bound(source, domain, fn, all(bound.linear for bound in chain))
+        return Bound(source, domain, fn, all(bound.linear for bound in chain), joint_parts(chain))
 
     def anchor(self, domain: Domain) -> Operator:
         parts = []
@@ -210,6 +225,49 @@ class Compose(Operator):
 
     def __repr__(self) -> str:
         return " >> ".join(map(repr, self.operators)) or "Compose()"
+
+
+def joint_parts(chain: list[Bound]) -> Parts | None:
+    """The affine and the elementwise part of maps that are applied one after the other, if any.
+
+    After an elementwise function there may be others, and maps that only select values.
+    """
+
+    affine: list[Callable[[Tensor], Tensor]] = []
+    elementwise: list[Callable[[Tensor], Tensor]] = []
+    for bound in chain:
+        if bound.parts is None:
+            return None
+        inner, outer = bound.parts
+        if elementwise and inner is not identity and not (outer is identity and selects(bound)):
+            return None
+        affine += [inner] if inner is not identity else []
+        elementwise += [outer] if outer is not identity else []
+
+    return chained(affine), chained(elementwise)
+
+
+def chained(maps: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    """Maps one after the other, the first one first."""
+
+    def fn(x: Tensor) -> Tensor:
+        for each in maps:
+            x = each(x)
+        return x
+
+    return fn if maps else identity
+
+
+def selects(bound: Bound) -> bool:
+    """Whether a linear map only selects values, so that it commutes with elementwise functions."""
+
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, *bound.source.shape)))
+    try:
+        values, squares = bound(x), bound(x.square())
+    except RuntimeError:  # it is bound to single precision, or to another device
+        return False
+
+    return bool(torch.allclose(values.square(), squares, rtol=1e-6, atol=0))
 
 
 def from_config(config: Mapping[str, Any]) -> Operator:

@@ -145,7 +145,12 @@ class SaturatingVorticity(Vorticity):
         grid = on_grid(self, vorticity.target)
         target = Grid(("saturating_vorticity",), grid.time, grid.coords, grid.period)
 
-        return Bound(domain, target, lambda x: saturate(vorticity(x) / self.scale), False)
+        def saturating(w: Tensor) -> Tensor:
+            return saturate(w / self.scale)
+
+        return Bound(
+            domain, target, lambda x: saturating(vorticity(x)), False, (vorticity, saturating)
+        )
 
     def arguments(self) -> dict[str, Any]:
         return {"scale": self.scale, **super().arguments()}

@@ -12,7 +12,7 @@ from sda.fidelity import KINDS, GaussianCase, evaluate, gaussian_case
 from sda.guidance import METHODS, guide
 from sda.guidance.base import PosteriorDenoiser
 from sda.observation.likelihood import Likelihood
-from sda.sampling import prepare, sample
+from sda.sampling import MemberNoise, prepare, sample
 
 torch.set_num_threads(1)
 
@@ -188,6 +188,60 @@ def test_non_linear_operators_against_importance_sampling(name: str) -> None:
     std = torch.tensor(covariance).diagonal().sqrt()
     assert ((x.mean(0) - torch.tensor(mean)) / std).square().mean().sqrt() < 0.25  # linearised
     assert ((x.std(0) / std) - 1).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("function", [torch.atan, torch.relu], ids=["atan", "relu"])
+def test_elementwise_functions_are_solved_for_as_any_other(function) -> None:
+    """One factorisation per member in observation space, against conjugate gradients on the state.
+
+    The slope of `relu` is zero for about half of the values.
+    """
+
+    case, s = gaussian_case(6, "dense-noisy"), 0.4
+    affine = lambda x: 0.3 + 2 * x[:, ::2].flatten(1)  # noqa: E731
+    y = torch.linspace(-1, 1, 9).double()
+    args = (lambda x: function(affine(x)), y, torch.linspace(0.05, 0.3, 9).double(), (6, 3), False)
+    exact = {"tolerance": 1e-12, "iterations": 2000}
+    fast = guide("static", case.denoiser, Likelihood(*args, (affine, function)), case.covariance)
+    slow = guide("static", case.denoiser, Likelihood(*args), case.covariance, **exact)
+    assert fast.space.elementwise and not slow.space.elementwise
+
+    x = noisy(case, 5, s)
+    noises = lambda: MemberNoise(0, range(5), dtype=torch.float64)  # noqa: E731
+    torch.testing.assert_close(fast.start(50.0, 5, noises()), slow.start(50.0, 5, noises()))
+    found, expected = fast.analyse(x, s), slow.analyse(x, s)
+    for name in ("mean", "innovation", "chi2"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+
+    members = torch.tensor([3, 0])
+    chosen = lambda a: (a.take(members), x[members])  # noqa: E731
+    for (a, u), (b, v) in (((found, x), (expected, x)), (chosen(found), chosen(expected))):
+        one, other = fast.metric(a, kappa=4.0), slow.metric(b, kappa=4.0)
+        torch.testing.assert_close(one.apply(u), other.apply(v))
+        draws = [m.draw(MemberNoise(0, range(len(u)), dtype=torch.float64)) for m in (one, other)]
+        torch.testing.assert_close(*draws)
+        one, other = (
+            m.move(z, MemberNoise(0, range(len(u)), dtype=torch.float64))
+            for m, z in ((one, u), (other, v))
+        )
+        torch.testing.assert_close(one.square, other.square)
+        steps = torch.rand(2, len(u), generator=torch.Generator().manual_seed(0)).double()
+        torch.testing.assert_close(one.combine(*steps), other.combine(*steps))
+
+
+def test_a_member_that_has_diverged_leaves_the_others_alone() -> None:
+    case, s = gaussian_case(6, "dense-noisy"), 0.4
+    affine = lambda x: x[:, ::2].flatten(1)  # noqa: E731
+    likelihood = Likelihood(lambda x: affine(x).atan(), torch.zeros(9).double(), 0.1, (6, 3), False,
+                            (affine, torch.atan))  # fmt: skip
+    guided = guide("static", case.denoiser, likelihood, case.covariance)
+    x = noisy(case, 3, s)
+    alone = guided.analyse(x[:2], s).mean
+    x[2, 1, 0] = math.nan
+    mean = guided.analyse(x, s).mean
+
+    assert not mean[2].isfinite().any()
+    torch.testing.assert_close(mean[:2], alone)
 
 
 def test_a_non_gaussian_prior_keeps_its_modes() -> None:

@@ -5,7 +5,16 @@ import pytest
 import torch
 from cases import ALL, FLOW, LAYOUTS, LINEAR, NONLINEAR, grid, random
 
-from sda.observation import BlockAverage, Function, Interpolate, Likelihood, Observations, Select
+from sda.observation import (
+    BlockAverage,
+    Function,
+    Interpolate,
+    Likelihood,
+    Observations,
+    SaturatingVorticity,
+    Select,
+    Subsample,
+)
 
 DOUBLE = torch.float64
 
@@ -210,3 +219,33 @@ def test_errors():
         with pytest.raises(ValueError, match=message):
             call()
     assert repr(likelihood) == "Likelihood(108 linear observations of trajectories (9, 2, 8, 12))"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_affine_and_elementwise_parts_make_up_the_operator(name):
+    likelihood = observe(name)
+    mean, scale = moments(likelihood)
+    x, z = random(3, *likelihood.shape), random(3, *likelihood.shape, seed=1)
+    assert (likelihood.parts is not None) == (name != "energy")
+    for each in (likelihood, likelihood.normalise(mean, scale)):
+        if each.parts is None:
+            continue
+        affine, function = each.parts
+        torch.testing.assert_close(function(affine(x)), each.H(x))
+        values = affine((x + z) / 2)
+        torch.testing.assert_close(values, (affine(x) + affine(z)) / 2)
+        one = values.clone()
+        one[:, 0] += 1
+        assert (function(one) != function(values)).nonzero()[:, 1].unique().tolist() == [0]
+
+
+def test_parts_are_found_where_selections_follow_and_not_where_values_are_mixed():
+    flow = grid(FLOW)
+    saturating = SaturatingVorticity(0.5)
+    for operator, known in (
+        (saturating >> Select(every=2), True),
+        (BlockAverage(2) >> Function("square") >> Subsample(2) >> Function("atan"), True),
+        (saturating >> BlockAverage(2), False),
+        (Function(lambda x: x.cumsum(-1) ** 2), False),
+    ):
+        assert (operator.bind(flow, torch.float64).parts is not None) == known
