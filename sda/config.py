@@ -38,6 +38,9 @@ SYSTEMS = {
 }
 
 
+# Keys of the verb `benchmark` that hold what an experiment needs, and those that it may add.
+OPEN = ("initial", "model", "entries", "more_observing")
+MORE = ("observing.times", "observing.gaps", "observing.share", "observing.points")
 # The folder in the group `experiment` of a file that is a user's own.
 OWN = "own"
 # Functions of what is observed that are operators of their own; others are `sda.observation`'s.
@@ -232,9 +235,11 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
             )
     defaults, _ = hydra_compose(verb, chosen, own)
     known = dict(leaves(defaults))
-    for override in values:
+    for number, override in enumerate(values):
         key = override.partition("=")[0]
-        if key not in known and not any(name.startswith(f"{key}.") for name in known):
+        if verb == "benchmark" and (key in MORE or key.partition(".")[0] in OPEN):
+            values[number] = f"++{override}"
+        elif key not in known and not any(name.startswith(f"{key}.") for name in known):
             raise ValueError(
                 f"unknown key {key!r}{hint(key, [*known, *options])}: "
                 f"expected one of {', '.join(sorted(known))}"

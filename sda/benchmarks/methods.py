@@ -46,12 +46,13 @@ class Kind:
 
 
 INFLATION = (1.0, 1.01, 1.02, 1.04, 1.07, 1.1, 1.15, 1.2, 1.3, 1.5)
+FACTOR = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 RADIUS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 METHODS: dict[str, Kind] = {
     "climatology": Kind("Climatological", BASELINE, "Climatology"),
     "oi": Kind("OptimalInterpolation", BASELINE, "Optimal interpolation"),
-    "3dvar": Kind("ThreeDVar", CLASSICAL, "3D-Var"),
-    "4dvar": Kind("FourDVar", CLASSICAL, "4D-Var"),
+    "3dvar": Kind("ThreeDVar", CLASSICAL, "3D-Var", {"factor": FACTOR}),
+    "4dvar": Kind("FourDVar", CLASSICAL, "4D-Var", {"factor": FACTOR}),
     "kf": Kind("KalmanFilter", CLASSICAL, "Kalman filter"),
     "rts": Kind("RTSSmoother", CLASSICAL, "RTS smoother"),
     "enkf": Kind("EnKF", CLASSICAL, "EnKF", {"inflation": INFLATION}),
@@ -73,6 +74,8 @@ SET = (
     "prior", "observations", "seed", "out", "task", "time", "overwrite", "resume", "progress",
     "dtype", "device",
 )  # fmt: skip
+# Squared innovations over their expectation, up to which an ensemble is not lost.
+CONSISTENT = 4.0
 # Those of the simulations that a Gaussian prior is fitted to.
 FIT = {"trajectories": 64, "states": 128, "window": 17}
 
@@ -396,7 +399,7 @@ class Workbench:
                 outcome.evaluations = float(attrs.get("evaluations", 0.0))
                 if attrs.get("diverged", 0):
                     when = float(attrs["diverged_time"])
-                    if recovered(posterior):
+                    if recovered(posterior, when):
                         outcome.message = f"lost the truth at time {when:g} and found it again"
                     else:
                         outcome.diverged, outcome.diverged_time = True, when
@@ -442,19 +445,23 @@ class Workbench:
         return outcome
 
 
-def recovered(posterior: xr.Dataset) -> bool:
-    """Whether a filter that had lost the truth has it in the end.
+def recovered(posterior: xr.Dataset, when: float) -> bool:
+    """Whether a filter that has lost the truth finds it again.
 
     Small ensembles of a system with two wings lose the truth for some cycles now and then, and
-    published scores count those cycles. Only what is lost for good has diverged.
-    """
+    published scores count those cycles. It has diverged if from then on its squared innovations are
+    mostly several times what it expects, or values are not finite.
 
-    from ..classical.base import LOST, PATIENCE
+    Arguments:
+        posterior: The analysis ensemble.
+        when: The time at which it was lost.
+    """
 
     ratio = posterior.get("innovation_chi_square")
     if ratio is None or not all(np.isfinite(v.values).all() for v in posterior.values()):
         return False
-    return bool(ratio.values[-PATIENCE:].mean() <= LOST)
+    since = ratio.values[posterior["time"].values >= when]
+    return bool(len(since) > 0 and np.median(since) <= CONSISTENT)
 
 
 def forecasts(posterior: xr.Dataset, model: Any, twin: Twin, dtype: torch.dtype) -> xr.Dataset:

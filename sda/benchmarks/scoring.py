@@ -96,6 +96,22 @@ class Target:
         return full
 
 
+def ensemble_mean(target: Target, posterior: xr.Dataset, x: NDArray) -> NDArray[np.float64]:
+    """The mean at the scored times, `(time, channel, *space)`: a weighted ensemble's own, if given.
+
+    A particle filter's members are drawn from its weighted particles, whose mean is the estimate.
+    """
+
+    names = [f"{name}_mean" for name in target.layout.variables]
+    if not all(name in posterior.coords for name in names):
+        return np.asarray(x.mean(axis=0))
+    own = posterior.isel(member=[0]).drop_vars(names).assign(
+        {v: posterior[n].expand_dims("member") for v, n in zip(target.layout.variables, names,
+                                                                strict=True)}
+    )  # fmt: skip
+    return target.members(own)[0]
+
+
 def score(target: Target, posterior: xr.Dataset) -> dict[str, Any]:
     """The scores of an ensemble.
 
@@ -111,7 +127,7 @@ def score(target: Target, posterior: xr.Dataset) -> dict[str, Any]:
     """
 
     x = target.members(posterior)
-    mean = x.mean(axis=0)
+    mean = ensemble_mean(target, posterior, x)
     axes = tuple(range(1, mean.ndim))
     error = np.mean((mean - target.truth) ** 2, axis=axes)
     scores: dict[str, Any] = dict.fromkeys(SCALARS, math.nan)

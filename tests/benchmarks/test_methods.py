@@ -1,0 +1,129 @@
+"""The methods of a benchmark: by name, with checked parameters, and what running one costs."""
+
+import numpy as np
+import pytest
+import torch
+
+from sda.benchmarks.experiment import Experiment, load
+from sda.benchmarks.methods import METHODS, Workbench, forecasts, measure, resolve, signature
+
+
+def experiment(entries=None, **changes):
+    content = {
+        "name": "spring",
+        "system": {"name": "rotation", "angle": 0.3, "decay": 0.95, "std": 1.0, "dt": 1.0},
+        "observing": {
+            "variables": None, "every": 2, "first": 2, "region": None, "block": None,
+            "subsample": None, "function": None, "value": None, "std": 0.5,
+        },
+        "cycles": 12, "dtype": "float64", "spinup": 20, "members": 8, "entries": entries,
+    }  # fmt: skip
+    return Experiment(content | changes)
+
+
+def test_every_name_has_a_class_with_the_parameters_that_are_tuned():
+    for name, kind in METHODS.items():
+        known = signature(name)
+        assert set(kind.search) <= set(known), name
+        assert "members" in known or name in ("kf", "rts", "4dvar"), name
+
+
+def test_names_stand_for_entries_then_for_methods():
+    entries = {
+        "small": {"method": "etkf", "members": 4, "published": 0.5},
+        "large": {"method": "ETKF", "members": 40, "label": "Large"},
+        "enkf": {"inflation": 1.1},
+    }
+    e = experiment(entries)
+    assert [s.key for s in resolve(e)] == ["small", "large", "enkf"]
+    assert [s.key for s in resolve(e, ["etkf"])] == ["small", "large"]
+    assert [s.key for s in resolve(e, ["large", "denkf"])] == ["large", "denkf"]
+    small, large, enkf = resolve(e)
+    assert small.published == 0.5 and np.isnan(large.published) and large.label == "Large"
+    assert small.parameters == {"members": 4} and small.label == "ETKF, N 4"
+    # The experiment's number of members, where the entry names none.
+    assert enkf.parameters == {"members": 8, "inflation": 1.1} and enkf.kind == "classical"
+
+
+BAD = {
+    "method": (None, ["etkff"], r"unknown method 'etkff' \(did you mean 'etkf'\?\).*letkf"),
+    "entry": ({"a": {"method": "etkf"}}, ["b"], "an entry of the experiment: a"),
+    "parameter": ({"a": {"method": "etkf", "infl": 1.0}}, None,
+                  "a: unknown parameter 'infl'.*inflation"),
+    "prior": (None, ["sda"], "sda needs a prior.*'spring' names none"),
+    "nothing": (None, None, "no entries: give methods"),
+    "labels": ({"a": {"method": "etkf", "label": "x"}, "b": {"method": "enkf", "label": "x"}}, None,
+               "same label 'x'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    entries, names, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        resolve(experiment(entries), names)
+
+
+def test_wrong_arguments_name_the_entry():
+    e = experiment({"thin": {"method": "etkf", "members": 1}})
+    with pytest.raises(ValueError, match="thin: ETKF needs at least 2 members, got 1"):
+        Workbench(e).run(resolve(e)[0], e.twin(0))
+
+
+def test_the_gaussian_prior_and_the_filter_agree_at_the_last_time():
+    # Both are exact on a linear system; the last state knows no later observation.
+    fit = {"method": "gaussian", "trajectories": 400, "states": 60, "window": 25}
+    e = experiment({"gaussian": fit | {"members": 400}, "etkf": {"members": 400}})
+    bench, twin = Workbench(e), e.twin(0)
+    gaussian, etkf = (bench.run(spec, twin) for spec in resolve(e))
+    assert gaussian.model_steps == 0 and etkf.model_steps == 400 * 24
+    last = [o.posterior.isel(time=-1) for o in (gaussian, etkf)]
+    for name in ("x", "y"):
+        a, b = (each[name].values for each in last)
+        # Standard errors of 400 members: 5 % of a standard deviation of each mean, 3.5 % of it.
+        assert abs(a.mean() - b.mean()) < 0.3 * b.std()
+        assert np.isclose(a.std(), b.std(), rtol=0.2)
+
+
+def test_a_filter_forecasts_between_its_analyses():
+    e = experiment({"etkf": {}}, scored="all")
+    twin = e.twin(0)
+    analysis = Workbench(experiment({"etkf": {}})).run(resolve(e)[0], twin).posterior
+    filled = Workbench(e).run(resolve(e)[0], twin).posterior
+    assert np.allclose(filled["time"], twin.time)
+    at = filled.sel(time=analysis["time"].values)
+    assert np.allclose(at["x"], analysis["x"]) and np.isnan(filled["x"].isel(time=0)).all()
+    # One step of the system from each analysis, with its noise of variance std².
+    layout = e.system.layout
+    states = torch.from_numpy(layout.to_array(analysis)[:, :-1]).flatten(0, 1)
+    after = layout.to_array(filled)[:, 3::2].reshape(-1, 2)
+    noise = after - e.system.step(states).numpy()
+    assert np.isclose(noise.std(), (1 - 0.95**2) ** 0.5, rtol=0.2)
+    assert forecasts(filled, e.system, twin, torch.float64) is filled
+
+
+def test_what_diverges_is_an_outcome():
+    def fail():
+        error = FloatingPointError("the state is not finite")
+        error.time = 2.5
+        raise error
+
+    found, outcome = measure(fail, torch.device("cpu"))
+    assert found is None and outcome.diverged and outcome.diverged_time == 2.5
+    assert "not finite" in outcome.message
+
+    # Two members cannot follow 40 variables: the filter loses the truth for good.
+    e = load("sakov2008", ["cycles=120", "burn_in=0"])
+    spec = resolve(e, ["etkf_24"])[0].with_parameters(members=2, inflation=1.0)
+    outcome = Workbench(e).run(spec, e.twin(0))
+    assert outcome.diverged and 0 < outcome.diverged_time <= e.time[-1]
+
+
+def test_repetitions_side_by_side_are_the_same():
+    e = experiment({"etkf": {"rotation": True}})
+    twins, bench, spec = [e.twin(r) for r in range(3)], Workbench(e), resolve(e)[0]
+    together = bench.run_all(spec, twins)
+    for twin, outcome in zip(twins, together, strict=True):
+        alone = bench.run(spec, twin)
+        assert np.allclose(alone.posterior["y"], outcome.posterior["y"], atol=1e-10)
+        assert alone.model_steps == outcome.model_steps
