@@ -1,6 +1,7 @@
 """Classical data assimilation: the methods that the score-based engine is measured against."""
 
 from .base import Filter, Method, Run, Smoother, Solution
+from .baselines import Climatological, OptimalInterpolation, ThreeDVar
 from .denkf import DEnKF
 from .enkf import EnKF
 from .enkf_n import EnKFN
@@ -14,6 +15,9 @@ from .localisation import Localisation
 from .particle import ParticlePosterior, ParticleSmoother, stationary_states
 
 __all__ = [
+    "Climatological",
+    "OptimalInterpolation",
+    "ThreeDVar",
     "DEnKF",
     "ETKF",
     "EnKF",
