@@ -232,7 +232,7 @@ def split(
             continue
         mine.sort()
         count = 1 if whole[mine].all() else 2
-        before = grid.time[index] - layout_step(grid)
+        before = grid.time[index - 1] if index else -np.inf
         operator = each.operator.during(before + slack, grid.time[index] + slack)
         # The same selection at another time is the same function of the state there.
         offsets = np.round((times[mine] - grid.time[index]) / slack).astype(np.int64)
@@ -255,11 +255,6 @@ def frames(grid: Grid, index: int, count: int) -> Grid:
     """The grid of the `count` states that end at `index`."""
     time = grid.time[index + 1 - count : index + 1]
     return Grid(grid.variables, time, grid.coords, grid.period)
-
-
-def layout_step(grid: Grid) -> float:
-    """The time between two states; any positive number if there is only one."""
-    return float(grid.time[1] - grid.time[0]) if len(grid.time) > 1 else 1.0
 
 
 def is_steady(operator: Operator) -> bool:

@@ -57,7 +57,7 @@ def plot_spread_skill(scores: xr.Dataset) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_xlabel(label(scores["time"], "time"))
     grid[0].set_ylabel(label(scores["rmse"], "error"))
-    grid[0].legend(loc="lower right")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
     return figure
 
@@ -82,20 +82,13 @@ def plot_rank_histogram(scores: xr.Dataset) -> Figure:
         axes.bar(
             scores["bin"], bins * at["pit_histogram"], 0.92 / bins, color=ENSEMBLE, label="truth"
         )
-        low, high = (
-            np.append(v, v[-1])
-            for v in (bins * at[f"pit_histogram_{end}"].values for end in ("low", "high"))
-        )
-        axes.fill_between(
-            edges,
-            low,
-            high,
-            step="post",
-            color=CALIBRATED,
-            alpha=0.55,
-            lw=0,
-            label="calibrated, 90 %",
-        )
+        low, high = (bins * at[f"pit_histogram_{end}"].values for end in ("low", "high"))
+        # Outlined above the bars and filled below them, so that the bars keep one colour.
+        axes.stairs(high, edges, baseline=low, fill=True, color=CALIBRATED, alpha=0.55, zorder=0)
+        for values, label in ((low, "calibrated, 90 %"), (high, None)):
+            axes.stairs(
+                values, edges, baseline=None, color=TRUTH, lw=0.8, ls=":", zorder=3, label=label
+            )
         axes.axhline(1, color=TRUTH, lw=0.6)
         axes.set_xlim(0, 1)
         index = at["rank_reliability_by_variable"].item()
@@ -133,9 +126,11 @@ def plot_coverage(scores: xr.Dataset) -> Figure:
         color=CALIBRATED,
         alpha=0.45,
         lw=0,
-        label="calibrated, 90 %",
+        label="calibrated, 90 %, all variables",
     )
     axes.plot([0, 1], [0, 1], color=TRUTH, lw=0.6)
+    if len(names) > 1:
+        axes.plot(level, ends(scores["overall_coverage"]), color=TRUTH, lw=1.6, label="all")
     for k, name in enumerate(names):
         axes.plot(
             level,
