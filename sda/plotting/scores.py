@@ -85,10 +85,9 @@ def plot_rank_histogram(scores: xr.Dataset) -> Figure:
         low, high = (bins * at[f"pit_histogram_{end}"].values for end in ("low", "high"))
         # Outlined above the bars and filled below them, so that the bars keep one colour.
         axes.stairs(high, edges, baseline=low, fill=True, color=CALIBRATED, alpha=0.55, zorder=0)
-        for values, label in ((low, "calibrated, 90 %"), (high, None)):
-            axes.stairs(
-                values, edges, baseline=None, color=TRUTH, lw=0.8, ls=":", zorder=3, label=label
-            )
+        outline = {"baseline": None, "color": TRUTH, "lw": 0.8, "ls": ":", "zorder": 3}
+        axes.stairs(low, edges, **outline, label="calibrated, 90 %")
+        axes.stairs(high, edges, **outline)
         axes.axhline(1, color=TRUTH, lw=0.6)
         axes.set_xlim(0, 1)
         index = at["rank_reliability_by_variable"].item()
