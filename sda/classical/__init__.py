@@ -12,12 +12,11 @@ from .ienks import IEnKS
 from .initial import Draws, Gaussian, Initial, Spinup
 from .letkf import LETKF
 from .localisation import Localisation
-from .particle import ParticlePosterior, ParticleSmoother, stationary_states
+from .particle import ParticlePosterior, ParticleSmoother, Stationary, stationary_states
+from .particle_filter import ParticleFilter
 
 __all__ = [
     "Climatological",
-    "OptimalInterpolation",
-    "ThreeDVar",
     "DEnKF",
     "ETKF",
     "EnKF",
@@ -32,11 +31,15 @@ __all__ = [
     "LETKF",
     "Localisation",
     "Method",
+    "ParticleFilter",
+    "OptimalInterpolation",
     "ParticlePosterior",
     "ParticleSmoother",
     "Run",
     "Smoother",
     "Solution",
     "Spinup",
+    "Stationary",
+    "ThreeDVar",
     "stationary_states",
 ]

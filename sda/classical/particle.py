@@ -1,4 +1,4 @@
-"""The bootstrap particle smoother: the exact posterior of low-dimensional systems, as an oracle.
+"""The particle smoother: the exact posterior of low-dimensional systems, as an oracle.
 
 Particles are drawn from the stationary distribution, moved by the system's own transition,
 weighted by the likelihood of each observed frame and resampled (Gordon et al. 1993). A particle's
@@ -8,24 +8,41 @@ hence independent filters ("chunks") run one after the other: each estimates the
 without bias, and trajectories drawn from chunks with probabilities proportional to those estimates
 are a particle approximation with as many particles as all chunks together.
 
+*Backward simulation* draws trajectories from the filters' particles instead, the last state first,
+
+    p(x_i = x_i^j | x_{i+1}, y_{1:i}) ∝ w_i^j p(x_{i+1} | x_i^j),
+
+which needs the transition density, and a sum over all particles for each state and draw, but does
+not degenerate: few particles suffice where ancestries would have one ancestor.
+
 References:
     Gordon, Salmond, Smith (1993), Novel approach to nonlinear/non-Gaussian Bayesian state
     estimation. Kitagawa (1996), Monte Carlo filter and smoother for non-Gaussian nonlinear state
-    space models.
+    space models. Godsill, Doucet and West (2004), Monte Carlo smoothing for nonlinear time series,
+    J. Am. Stat. Assoc. 99.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
 from dynamics.random import member_generator
 from dynamics.system import System
+
+from ..observation.sequence import ObservedTime
+from .base import Run, Smoother, Solution, single
+from .initial import Initial
+from .particle_weights import log_likelihood, systematic_indices
+
+METHODS = ("ancestors", "backward")
+# States that backward simulation compares with particles at once.
+PAIRS = 2**20
+FrameLikelihoods = Mapping[int, Callable[[Tensor], Tensor]]
 
 
 def torch_generator(seed: int, *key: int) -> torch.Generator:
@@ -75,6 +92,27 @@ def stationary_states(
     return pool[torch.randperm(len(pool), generator=generator)[:number]]
 
 
+class Stationary(Initial):
+    """Draws from the stationary distribution of a stochastic system, see `stationary_states`.
+
+    Arguments:
+        spinup: The number of steps of spin-up.
+    """
+
+    def __init__(self, spinup: int = 1024) -> None:
+        self.spinup = spinup
+
+    def draw(
+        self,
+        system: System,
+        members: int,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        return stationary_states(system, members, self.spinup, seed, dtype=dtype).to(device)
+
+
 def advance(system: System, z: Tensor, generator: torch.Generator) -> Tensor:
     """One step of the system, with its noise if it has any."""
 
@@ -83,7 +121,7 @@ def advance(system: System, z: Tensor, generator: torch.Generator) -> Tensor:
     shape = system.project(z[:1]).shape[1:]
     noise = torch.randn((len(z), *shape), generator=generator, dtype=z.dtype)
 
-    return system.advance(z, noise)
+    return system.advance(z, noise.to(z.device))
 
 
 def systematic(weights: Tensor, number: int, generator: torch.Generator) -> Tensor:
@@ -94,10 +132,8 @@ def systematic(weights: Tensor, number: int, generator: torch.Generator) -> Tens
     """
 
     offset = torch.rand((), generator=generator, dtype=torch.float64)
-    points = (torch.arange(number, dtype=torch.float64) + offset) / number
-    indices = torch.searchsorted(torch.cumsum(weights.double(), 0), points)
 
-    return indices.clamp(max=len(weights) - 1)
+    return systematic_indices(weights, number, offset.to(weights.device))
 
 
 def frame_likelihoods(likelihood: Any) -> dict[int, Callable[[Tensor], Tensor]]:
@@ -194,8 +230,8 @@ class _Run:
     ancestors: int
 
 
-class ParticleSmoother:
-    """Draws from `p(x_{1:L} | y)` with a bootstrap particle filter and ancestor tracing.
+class ParticleSmoother(Smoother):
+    """Draws from `p(x_{1:L} | y)` with bootstrap particle filters.
 
     Arguments:
         system: A stochastic system.
@@ -206,10 +242,15 @@ class ParticleSmoother:
         spinup: Steps of spin-up before the first states are drawn, see `stationary_states`.
         initial: Model states `(number, *model)` to draw the first state from, in place of
             `stationary_states`.
+        method: How trajectories are drawn: "ancestors" traces particles back; "backward" simulates
+            backwards, which needs the transition density.
 
     Raises:
-        ValueError: If the system is deterministic or a number is out of range.
+        ValueError: If the system is deterministic, its transition density is not known but needed,
+            or a number is out of range.
     """
+
+    fewest = 1
 
     def __init__(
         self,
@@ -220,6 +261,7 @@ class ParticleSmoother:
         threshold: float = 0.5,
         spinup: int = 1024,
         initial: Tensor | None = None,
+        method: str = "ancestors",
     ) -> None:
         if not system.stochastic:
             raise ValueError(
@@ -231,9 +273,61 @@ class ParticleSmoother:
                 f"members, particles and chunk must be positive and threshold in (0, 1], got "
                 f"{members}, {particles}, {chunk} and {threshold}"
             )
-        self.system, self.members = system, members
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+        super().__init__(system, members)
         self.particles, self.chunk = particles, min(chunk, particles)
         self.threshold, self.spinup, self.initial = threshold, spinup, initial
+        self.method = method
+
+    @property
+    def draws(self) -> int:
+        """The number of model states that a run starts from."""
+        return self.particles
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make this method again but for the system, as plain JSON types."""
+
+        given = None if self.initial is None else f"{len(self.initial)} states"
+        return {**super().config(), "initial": given}
+
+    def assimilate(self, *arguments: Any, initial: Any = None, **options: Any) -> Any:
+        """Samples the posterior given observations, see `Method.assimilate`.
+
+        By default the first state is drawn from the stationary distribution. The coordinate
+        `log_evidence` is the estimate of `log p(y_{1:i})`, the attribute `ancestors` the number of
+        distinct first states that particles descend from.
+        """
+
+        if initial is None:
+            initial = Stationary(self.spinup) if self.initial is None else self.initial
+        return super().assimilate(*arguments, initial=initial, **options)
+
+    @torch.no_grad()
+    def solve(self, z: Tensor, run: Run) -> Solution:
+        found = []
+        for r, seed in enumerate(run.seeds):
+            observed = [single(each, r) for each in run.observed]
+            frames = {each.index: frame_of(each) for each in observed}
+            found.append(self._sample(frames, len(run.time), z[r], seed))
+        run.model_steps += (len(run.time) - 1) * self.particles
+        run.memory["ancestors"] = [posterior.ancestors for posterior, _ in found]
+        run.tick()
+
+        return Solution(
+            torch.stack([posterior.trajectories for posterior, _ in found]),
+            list(range(len(run.time))),
+            {"log_evidence": torch.stack([evidence for _, evidence in found])},
+        )
+
+    def _dataset(self, found: list[Any], repetition: int, **options: Any) -> xr.Dataset:
+        *_, run, r = found[repetition]
+        dataset = super()._dataset(found, repetition, **options)
+        return dataset.assign_attrs(
+            particles=self.particles,
+            ancestors=run.memory["ancestors"][r],
+            log_evidence=float(dataset["log_evidence"][-1]),
+        )
 
     @torch.no_grad()
     def sample(self, likelihood: Any, seed: int = 0) -> ParticlePosterior:
@@ -244,11 +338,17 @@ class ParticleSmoother:
                 the observations.
         """
 
-        length = likelihood.shape[0]
-        frames = frame_likelihoods(likelihood)
         pool = self.initial
         if pool is None:
             pool = stationary_states(self.system, self.particles, self.spinup, seed)
+        frames = frame_likelihoods(likelihood)
+
+        return self._sample(frames, likelihood.shape[0], pool, seed)[0]
+
+    def _sample(
+        self, frames: FrameLikelihoods, length: int, pool: Tensor, seed: int
+    ) -> tuple[ParticlePosterior, Tensor]:
+        """The posterior, and the estimates of `log p(y_{1:i})` for each frame."""
 
         chunks = math.ceil(self.particles / self.chunk)
         runs = []
@@ -258,48 +358,46 @@ class ParticleSmoother:
                 z = pool[k : self.particles : chunks]
             else:
                 z = pool[torch.randint(len(pool), (self.chunk,), generator=generator)]
-            runs.append(self._run(frames, length, z, generator))
+            runs.append(self._filter(frames, length, z, generator))
 
-        evidence = torch.stack([run.evidence[-1] for run in runs])
-        weights = torch.softmax(evidence, 0)
+        evidence = torch.stack([run.evidence for run in runs])
+        weights = torch.softmax(evidence[:, -1], 0)
         generator = torch_generator(seed, 103)
         origin = torch.multinomial(weights, self.members, replacement=True, generator=generator)
         # Candidate j of every chunk is its own draw, so that member j may take that of any chunk.
         trajectories = torch.stack([runs[k].trajectories[j] for j, k in enumerate(origin.tolist())])
 
         # The filter at frame i knows the observations up to i only: chunks weigh accordingly.
-        weights = torch.softmax(torch.stack([run.evidence for run in runs]), 0)
+        weights = torch.softmax(evidence, 0)
         mean = torch.einsum("kt,kt...->t...", weights, torch.stack([r.mean for r in runs]))
         square = torch.einsum("kt,kt...->t...", weights, torch.stack([r.square for r in runs]))
-
-        return ParticlePosterior(
+        total = torch.logsumexp(evidence, 0) - math.log(chunks)
+        posterior = ParticlePosterior(
             trajectories=trajectories,
-            log_evidence=float(torch.logsumexp(evidence, 0) - math.log(chunks)),
+            log_evidence=float(total[-1]),
             filter_mean=mean,
             filter_std=(square - mean.square()).clamp(min=0).sqrt(),
             ancestors=sum(run.ancestors for run in runs),
         )
 
-    def _run(
-        self,
-        frames: dict[int, Callable[[Tensor], Tensor]],
-        length: int,
-        z: Tensor,
-        generator: torch.Generator,
+        return posterior, total
+
+    def _filter(
+        self, frames: FrameLikelihoods, length: int, z: Tensor, generator: torch.Generator
     ) -> "_Run":
-        """One filter from the particles `z`, and `members` trajectories traced back."""
+        """One filter from the particles `z`, and `members` trajectories drawn from it."""
 
         count = len(z)
         log_w = torch.full((count,), -math.log(count), dtype=torch.float64)
         log_evidence = torch.zeros((), dtype=torch.float64)
-        states, parents, means, squares, evidence = [], [], [], [], []
+        states, weights, parents, means, squares, evidence = [], [], [], [], [], []
 
         for i in range(length):
             if i:
                 z = advance(self.system, z, generator)
             x = self.system.project(z)
             if i in frames:
-                log_p = frames[i](x).double()
+                log_p = frames[i](x).double().cpu()
                 log_w = log_w + torch.where(log_p.isnan(), -math.inf, log_p)
                 total = torch.logsumexp(log_w, 0)
                 if not torch.isfinite(total):
@@ -310,8 +408,8 @@ class ParticleSmoother:
                 log_evidence = log_evidence + total
                 log_w = log_w - total
             w = log_w.exp()
-            means.append(torch.tensordot(w, x.double(), dims=1))
-            squares.append(torch.tensordot(w, x.double().square(), dims=1))
+            means.append(torch.tensordot(w, x.double().cpu(), dims=1))
+            squares.append(torch.tensordot(w, x.double().cpu().square(), dims=1))
             evidence.append(log_evidence)
 
             parent = None
@@ -320,18 +418,20 @@ class ParticleSmoother:
                 z, x = z[parent], x[parent]
                 log_w = torch.full_like(log_w, -math.log(count))
             states.append(x)
+            weights.append(log_w)
             parents.append(parent)
 
         # Plain multinomial draws at the end: members are then independent given the particles.
         indices = torch.multinomial(
             log_w.exp(), self.members, replacement=True, generator=generator
         )
-        alive = torch.arange(count)
-        path = []
+        alive, path = torch.arange(count), []
         for x, parent in zip(reversed(states), reversed(parents), strict=True):
             path.append(x[indices])
             if parent is not None:
                 indices, alive = parent[indices], parent[alive].unique()
+        if self.method == "backward":
+            path = self._backward(states, weights, path[0], generator)
 
         return _Run(
             trajectories=torch.stack(path[::-1], dim=1),
@@ -341,36 +441,39 @@ class ParticleSmoother:
             ancestors=len(alive),
         )
 
-    def assimilate(
-        self, observations: Any, seed: int = 0, time: np.ndarray | None = None
-    ) -> xr.Dataset:
-        """Samples the posterior given observations.
+    def _backward(
+        self, states: list[Tensor], weights: list[Tensor], last: Tensor, generator: torch.Generator
+    ) -> list[Tensor]:
+        """Trajectories that end at the states `last`, simulated backwards: the last state first."""
 
-        Arguments:
-            observations: The observations.
-            seed: The seed.
-            time: The trajectory's time coordinate (default: from the first to the last observation
-                at the system's `dt`).
+        path = [last]
+        for x, log_w in zip(reversed(states[:-1]), reversed(weights[:-1]), strict=True):
+            drawn = []
+            for target in path[-1].split(max(1, PAIRS // len(x))):
+                pairs = (len(target), len(x), *x.shape[1:])
+                log_p = self.system.log_transition(
+                    x[None].expand(pairs).flatten(0, 1), target[:, None].expand(pairs).flatten(0, 1)
+                )
+                odds = log_w + log_p.double().cpu().reshape(pairs[:2])
+                # Each row at least has the particle that its target was moved from.
+                chosen = torch.multinomial(odds.softmax(1), 1, generator=generator)
+                drawn.append(x[chosen[:, 0]])
+            path.append(torch.cat(drawn))
 
-        Returns:
-            A dataset with the dimensions `(member, time, *space)`.
-        """
+        return path
 
-        layout = self.system.layout
-        if time is None:
-            seen = np.asarray(observations.times, dtype=np.float64)
-            steps = int(round((seen.max() - seen.min()) / layout.dt))
-            time = layout.times(steps + 1, start=seen.min())
-        posterior = self.sample(observations.likelihood(layout, time), seed)
 
-        return layout.to_dataset(
-            posterior.trajectories,
-            time=time,
-            attrs={
-                "method": "particle smoother",
-                "seed": seed,
-                "particles": self.particles,
-                "log_evidence": posterior.log_evidence,
-                "ancestors": posterior.ancestors,
-            },
+def frame_of(observed: ObservedTime) -> Callable[[Tensor], Tensor]:
+    """`log p(y_i | x_i)` as a function of states `(member, channel, *space)`.
+
+    Raises:
+        ValueError: If an observation depends on two states.
+    """
+
+    if observed.frames > 1:
+        raise ValueError(
+            f"a particle smoother needs observations of one time each, but those before time "
+            f"{observed.time:g} lie between two states of the model"
         )
+
+    return lambda x: log_likelihood(observed.H(x[:, None])[None], observed)[0]
