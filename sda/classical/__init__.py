@@ -10,12 +10,15 @@ from .ensemble import EnsembleFilter
 from .etkf import ETKF
 from .ienks import IEnKS
 from .initial import Draws, Gaussian, Initial, Spinup
+from .kalman import KalmanFilter, RTSSmoother
 from .letkf import LETKF
 from .localisation import Localisation
 from .particle import ParticlePosterior, ParticleSmoother, Stationary, stationary_states
 from .particle_filter import ParticleFilter
 
 __all__ = [
+    "KalmanFilter",
+    "RTSSmoother",
     "Climatological",
     "DEnKF",
     "ETKF",
