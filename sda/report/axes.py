@@ -68,14 +68,19 @@ def wide(values: Sequence[float] | NDArray) -> bool:
 
 
 def numbers(axis: Axis) -> None:
-    """Labels a logarithmic axis with plain numbers, where there is room also between decades."""
+    """Labels a logarithmic axis with plain numbers, between decades too if there are few of them.
+
+    Where they would be long, powers of ten stay.
+    """
 
     low, high = axis.get_view_interval()
     decades = np.log10(max(high, 1e-300) / max(low, 1e-300))
+    axis.set_minor_formatter(NullFormatter())
+    if low < 1e-4 or high > 1e5:
+        return
     subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def ends(values: NDArray) -> tuple[float, float]:

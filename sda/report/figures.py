@@ -98,8 +98,8 @@ def course(results: Results, name: str) -> list[Drawing]:
             )
             (mean,) = axes.plot(time, means[i], label=plain(method.label), lw=1.1, **line(method))
             mark(method, band, mean)
-        crosses(axes, results)
         axes.set_xlim(*ends(time))
+        crosses(axes, results)
         marked = burn_in(axes, results)
         axes.set(xlabel=units(results, "time"), ylabel=title)
         legend(figure, axes)
@@ -119,23 +119,22 @@ def course(results: Results, name: str) -> list[Drawing]:
 def crosses(axes: Axes, results: Results) -> None:
     """Marks the times at which runs diverged, on the upper edge."""
 
+    low, high = axes.get_xlim()
     for method in results.methods:
-        times = results.diverged_time[method.index]
-        times = times[results.diverged[method.index] & np.isfinite(times)]
-        if len(times):
-            mark(
-                method,
-                *axes.plot(
-                    times,
-                    np.full(len(times), 1.0),
-                    "x",
-                    color=colour(method),
-                    ms=6,
-                    mew=1.6,
-                    clip_on=False,
-                    transform=axes.get_xaxis_transform(),
-                ),
-            )
+        times = results.diverged_time[method.index][results.diverged[method.index]]
+        times = times[(times >= low) & (times <= high)]
+        (cross,) = axes.plot(
+            times,
+            np.ones(len(times)),
+            "x",
+            color=colour(method),
+            ms=6,
+            mew=1.6,
+            clip_on=False,
+            transform=axes.get_xaxis_transform(),
+        )
+        cross.set_in_layout(False)
+        mark(method, cross)
 
 
 def spectra(results: Results) -> list[Drawing]:
@@ -168,6 +167,7 @@ def spectra(results: Results) -> list[Drawing]:
             (ratio,) = lower.semilogx(k, ratios[i], **line(method))
             mark(method, curve, band, ratio)
         numbers(upper.xaxis)
+        numbers(upper.yaxis)
         lower.set_ylim(0, float(np.clip(1.1 * np.nanmax(highs), 1.5, 4)))
         lower.set(xlabel="wavenumber", ylabel="ratio to truth", xlim=ends(k))
         upper.set_ylabel("E(k)")

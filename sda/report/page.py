@@ -8,12 +8,12 @@ escaping.
 import base64
 import hashlib
 import importlib.resources
-import json
 from collections.abc import Sequence
 from string import Template
 from typing import Any
 
 import numpy as np
+import yaml
 
 from . import calibration, figures, settings, summary
 from .axes import Drawing
@@ -123,6 +123,9 @@ def glance(results: Results) -> Markup:
                 f"{near} of {len(compared)} published scores are met within 10 %; the largest "
                 f"difference is {percent(worst[1])} ({worst[0].label})."
             )
+            experiment = results.attribute("experiment")
+            if isinstance(experiment, dict) and experiment.get("source"):
+                items.append(f"Published scores: {experiment['source']}.")
     if lost := int(results.diverged.sum()):
         names = [m.label for m in methods if results.diverged[m.index].any()]
         items.append(
@@ -315,7 +318,12 @@ def provenance(results: Results) -> Markup | None:
         elif value:
             parts += [tag("h3", title), tag("p", value)]
     if (experiment := results.attribute("experiment")) is not None:
-        text = experiment if isinstance(experiment, str) else json.dumps(experiment, indent=2)
+        # As a configuration has it, so that it can be written into one.
+        text = (
+            experiment
+            if isinstance(experiment, str)
+            else yaml.safe_dump(experiment, sort_keys=False, default_flow_style=None, width=96)
+        )
         parts += [tag("h3", "Experiment"), tag("pre", text)]
 
     return join(parts) if parts else None

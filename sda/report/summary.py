@@ -95,7 +95,7 @@ def caption(results: Results) -> str:
             " †: some runs diverged; the numbers are of the others, and the method is not ranked."
         )
     if (results.ran.sum(axis=1) < n).any():
-        words += " Methods with runs still to be made are not ranked unless all are."
+        words += " A method with fewer runs than others is not ranked."
 
     return words
 

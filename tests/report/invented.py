@@ -189,7 +189,9 @@ def attributes(repetitions):
                 }
             }
         ),
-        "experiment": json.dumps({"name": "lorenz96_sakov2008", "system": {"sites": 40}}),
+        "experiment": json.dumps(
+            {"name": "sakov2008", "source": "Sakov and Oke (2008)", "system": {"sites": 40}}
+        ),
         "versions": json.dumps({"sda": "0.1.0", "torch": "2.13.0", "python": "3.11.2"}),
         "machine": json.dumps({"cores": 2, "threads": 1, "processor": "x86_64"}),
         "commands": json.dumps(
