@@ -96,7 +96,7 @@ class Langevin:
     def for_vectors(cls, **options: Any) -> "Langevin":
         """The setting for low-dimensional systems."""
         return cls(**{
-            "steps": 2, "delta": 0.25, "s_min": 0.05, "s_max": 2.0, "kappa": 1e3, "cap": 4.0,
+            "steps": 3, "delta": 0.5, "s_min": 0.2, "s_max": 2.5, "kappa": 1e3, "cap": 4.0,
             **options,
         })  # fmt: skip
 

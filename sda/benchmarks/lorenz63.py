@@ -77,14 +77,16 @@ class Method:
 
 
 FLOW = {"name": "flow_dependent", "pilots": 2}
+HYBRID = {"name": "hybrid", "pilots": 2}
 METHODS = {
     "static": Method({"name": "static"}),
     "static + Langevin": Method({"name": "static"}, "vectors"),
     "flow-dependent": Method(FLOW),
     "flow-dependent + Langevin": Method(FLOW, "vectors"),
-    "flow-dependent + Langevin + polish": Method(FLOW, "vectors", polish=(6, 3)),
-    "the same, longer polish": Method(FLOW, "vectors", polish=(8, 4)),
-    # Moment matching per member: slower, and the one that keeps the modes of "wings".
+    "hybrid + Langevin": Method(HYBRID, "vectors"),
+    "hybrid + Langevin + polish": Method(HYBRID, "vectors", polish=(6, 3)),
+    "the same, longer polish": Method(HYBRID, "vectors", polish=(8, 4)),
+    # Moment matching per member without pilots.
     "mmps": Method({"name": "mmps"}),
     "mmps + Langevin": Method({"name": "mmps"}, "vectors"),
     "sda γ=0.03": Method({"name": "sda", "gamma": 0.03}),

@@ -11,6 +11,7 @@ and differ in the covariance `C` that they take for `Cov[X | x]`.
 |---|---|---|
 | `static` | of the climatology, `(Σ⁻¹ + I / s²)⁻¹` | none |
 | `flow_dependent` | of the denoiser at a few pilots, shared by all | none (pilots: some) |
+| `hybrid` | of each member's denoiser, preconditioned by the pilots' | iterations + 1 |
 | `mmps` | of the denoiser at each member, `s² ∂D/∂x`, iterative solve | iterations + 1 |
 | `tmpd` | the same, row sums on the diagonal | 2 |
 | `pgdm` | `s² / (1 + s²) I` | 1 |
@@ -27,6 +28,7 @@ from ..denoiser import Denoiser
 from .base import Analysis, LikelihoodLike, PosteriorDenoiser
 from .dps import DPSGuidance
 from .flow_dependent import FlowDependentGuidance
+from .hybrid import HybridGuidance
 from .mmps import MMPSGuidance
 from .pgdm import PGDMGuidance
 from .sda import SDAGuidance
@@ -36,6 +38,7 @@ from .tmpd import TMPDGuidance
 METHODS: dict[str, type[PosteriorDenoiser]] = {
     "static": StaticGuidance,
     "flow_dependent": FlowDependentGuidance,
+    "hybrid": HybridGuidance,
     "mmps": MMPSGuidance,
     "sda": SDAGuidance,
     "dps": DPSGuidance,

@@ -110,7 +110,7 @@ class FlowDependentGuidance(StaticGuidance):
         pilots: The number of pilots.
         form: `dense`, `columns`, or `auto`: dense for up to 2,048 values without space or time
             enough to need anything else, and where `H` is not linear; else columns.
-        s_flow: The largest noise level with the pilots' covariance (default: 0.5 for dense, 3 for
+        s_flow: The largest noise level with the pilots' covariance (default: 2.5 for dense, 3 for
             columns).
         every: The Jacobian is evaluated at one level of so many (default: 1 for dense, 3 for
             columns).
@@ -158,7 +158,7 @@ class FlowDependentGuidance(StaticGuidance):
             raise ValueError(f"need 0 < floor < ceiling < 1, got {floor} and {ceiling}")
         self.pilots = pilots
         self.form = form
-        self.s_flow = (0.5 if form == "dense" else 3.0) if s_flow is None else s_flow
+        self.s_flow = (2.5 if form == "dense" else 3.0) if s_flow is None else s_flow
         self.every = (1 if form == "dense" else 3) if every is None else every
         self.floor, self.ceiling = floor, ceiling
         self.prepared = False

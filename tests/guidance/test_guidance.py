@@ -44,6 +44,7 @@ EXACT = {
     "static, matrix-free": {"limit": 0, "tolerance": 1e-9, "iterations": 2000},
     "flow_dependent, dense": {"form": "dense", "floor": 1e-12, "ceiling": 1 - 1e-9, "s_flow": 1e9},
     "flow_dependent, columns": {"form": "columns", "s_flow": 1e9, "every": 1},
+    "hybrid": {"form": "dense", "floor": 1e-12, "ceiling": 1 - 1e-9, "s_flow": 1.0},
     "mmps": {"solves": 16},
     "mmps, cg": {"solves": 200, "solver": "cg"},
 }
@@ -95,7 +96,10 @@ def test_a_member_does_not_depend_on_its_batch(name: str) -> None:
     assert torch.allclose(mixed[levels == 0.1], guided.denoise(x[levels == 0.1], 0.1), atol=1e-9)
 
 
-COSTS = {"static": 0, "flow_dependent": 0, "mmps": 5, "tmpd": 2, "sda": 1, "pgdm": 1, "dps": 1}
+COSTS = {
+    "static": 0, "flow_dependent": 0, "hybrid": 3, "mmps": 5, "tmpd": 2, "sda": 1, "pgdm": 1,
+    "dps": 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -117,6 +121,7 @@ def test_evaluations_and_products_are_counted_per_member(name: str) -> None:
         ("sda", "sparse-precise", 0.3, 10),
         ("mmps", "dense-noisy", 0.0, 0.12),
         ("flow_dependent", "dense-noisy", 0.0, 0.01),
+        ("hybrid", "dense-noisy", 0.0, 0.06),  # few members: 0.03 for exact ones
     ],
 )
 def test_published_biases_are_reproduced(name: str, kind: str, low: float, high: float) -> None:
