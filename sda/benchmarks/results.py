@@ -305,7 +305,7 @@ def carry_over(old: xr.Dataset, template: xr.Dataset, path: Path) -> xr.Dataset:
                 f"another name, or overwrite=true"
             )
     # Nothing that was computed is thrown away, not even if this run names fewer methods.
-    methods = [*old["method"].values, *(key for key in now if key not in before)]
+    methods = [*(key for key in before if key not in now), *now]
     repetitions = np.arange(max(old.sizes["repetition"], template.sizes["repetition"]))
     grown = template.reindex({"method": text(methods), "repetition": repetitions})
     for name in ("label", "kind", "tuned", "published", "parameters"):
@@ -318,7 +318,9 @@ def carry_over(old: xr.Dataset, template: xr.Dataset, path: Path) -> xr.Dataset:
         dims = [d for d in ("method", "repetition") if d in array.dims]
         if variable in old and dims:
             filled = np.array(array.values)
-            part = tuple(slice(0, old.sizes[d]) for d in dims)
+            rows = [methods.index(key) for key in before]
+            places = {"method": rows, "repetition": list(range(old.sizes["repetition"]))}
+            part = np.ix_(*(places[d] for d in dims))
             filled[part] = old[variable].transpose(*array.dims).values
             grown[variable] = (array.dims, filled, array.attrs)
     seeds = [json.loads(each.attrs["seeds"]) for each in (old, template)]

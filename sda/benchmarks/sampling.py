@@ -9,6 +9,7 @@ References:
     Score-based Data Assimilation (Rozet and Louppe, 2023), arXiv 2306.10574
 """
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -48,11 +49,17 @@ def published(gamma: float, tau: float) -> Method:
     )
 
 
+@dataclass(frozen=True)
+class LowPrecision(Method):
+    """A method that evaluates the network in bfloat16."""
+
+
 KOLMOGOROV = {
     "static + Langevin (default)": Method({"name": "static"}, "fields"),
-    "the same, 16 steps": Method({"name": "static"}, "fields", {"steps": 16}),
+    "static + Langevin, bfloat16": LowPrecision({"name": "static"}, "fields"),
+    "the same, 16 steps": LowPrecision({"name": "static"}, "fields", {"steps": 16}),
     "static": Method({"name": "static"}),
-    "static, 16 steps": Method({"name": "static"}, sampler={"steps": 16}),
+    "static, bfloat16": LowPrecision({"name": "static"}),
     PUBLISHED: published(gamma=1e-2, tau=0.5),
 }
 LORENZ = {
@@ -101,6 +108,11 @@ def cost(
         The cost, without a case and a name, and the ensemble in physical units.
     """
 
+    if isinstance(method, LowPrecision) and prior.denoiser is not None:
+        # A copy that shares the weights.
+        prior = copy.copy(prior)
+        prior.denoiser = copy.copy(prior.denoiser)
+        prior.denoiser.precision = torch.bfloat16
     start = clock()
     x, evaluations, vjps = sample(method, prior, observations, times, members, seed)
     seconds = (clock() - start) / members

@@ -159,7 +159,8 @@ def calibration_scores(
     ranks = truth_ranks(ensemble, truth)
     histogram = np.bincount(ranks, minlength=len(chosen) + 1)
     gathered = pit_histogram(histogram, BINS)
-    ratio = (m + 1) / m * variance[kept].mean() / error[kept].mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (m + 1) / m * variance[kept].mean() / error[kept].mean()
 
     return {
         "spread": float(np.sqrt(variance[kept]).mean()),
