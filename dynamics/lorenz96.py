@@ -60,7 +60,9 @@ class Lorenz96(AdditiveNoise):
     @staticmethod
     def advection(x: Tensor) -> Tensor:
         """The quadratic term, which conserves the energy, for states `(*, site)`."""
-        return (x.roll(-1, dims=-1) - x.roll(2, dims=-1)) * x.roll(1, dims=-1)
+        # One copy with the neighbours of both ends, of which the shifted states are views.
+        wrapped = torch.cat((x[..., -2:], x, x[..., :1]), dim=-1)
+        return (wrapped[..., 3:] - wrapped[..., :-3]) * wrapped[..., 1:-2]
 
     def tendency(self, x: Tensor) -> Tensor:
         """The time derivative of states `(*, site)`."""

@@ -15,7 +15,6 @@ import inspect
 import math
 import time as clocks
 import warnings
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,7 +168,7 @@ class Monitor:
     """
 
     def __init__(self, repetitions: int) -> None:
-        self.recent: deque[Tensor] = deque(maxlen=PATIENCE)
+        self.recent = torch.zeros(PATIENCE, repetitions)
         self.chi_square: list[Tensor] = []
         self.times: list[float] = [math.nan] * repetitions
         self.cycles: list[int] = [-1] * repetitions
@@ -178,21 +177,19 @@ class Monitor:
     def see(self, predicted: Tensor, observed: ObservedTime) -> None:
         """Compares what an ensemble predicts, `(repetition, member, value)`, with what was seen."""
 
-        variance, mean = (
-            torch.var_mean(predicted, 1)
-            if predicted.shape[1] > 1
-            else (torch.zeros_like(predicted[:, 0]), predicted[:, 0])
-        )
+        mean = predicted.mean(1)
+        # Many times faster than torch.var_mean over an inner axis.
+        variance = (predicted - mean[:, None]).square().sum(1) / max(1, predicted.shape[1] - 1)
         ratio = ((observed.y - mean).square() / (variance + observed.std.square())).mean(1)
+        if not self.chi_square:
+            self.recent = self.recent.to(ratio)
+        self.recent[len(self.chi_square) % PATIENCE] = ratio
         self.chi_square.append(ratio)
-        self.recent.append(ratio)
-        broken = ~torch.isfinite(ratio)
-        lost = broken
-        if len(self.recent) == PATIENCE:
-            lost = lost | (sum(self.recent) > LOST * PATIENCE)  # type: ignore[operator]
+        bound = LOST * PATIENCE if len(self.chi_square) >= PATIENCE else math.inf
+        lost = ~(self.recent.sum(0) < bound)
         if bool(lost.any()):
             for r in lost.nonzero().flatten().tolist():
-                self.mark(r, observed, bool(broken[r]))
+                self.mark(r, observed, not bool(torch.isfinite(ratio[r])))
 
     def mark(self, repetition: int, observed: ObservedTime, broken: bool) -> None:
         """Records that a repetition has diverged; the first time counts."""

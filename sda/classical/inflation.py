@@ -26,6 +26,7 @@ from torch import Tensor
 from .base import AHEAD, Run
 
 ROTATION_VALUES = 2**22  # numbers held in rotations that are drawn ahead
+NEARLY_SINGULAR = 1e-3
 
 
 def rtpp(background: Tensor, analysis: Tensor, alpha: float) -> Tensor:
@@ -75,12 +76,30 @@ def rotated_basis(run: Run, members: int) -> Tensor:
         size = members - 1
         number = min(AHEAD, max(1, ROTATION_VALUES // (run.repetitions * members * size)))
         draws = [run.noise.normal("rotation", (size, size)) for _ in range(number)]
-        q, r = torch.linalg.qr(torch.stack(draws))
-        q = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+        q = orthogonal_factor(torch.stack(draws))
         block, used = basis(members, q.dtype, q.device) @ q, 0
     run.memory[key] = (block, used + 1)  # type: ignore[index]
 
     return block[used]
+
+
+def orthogonal_factor(gaussian: Tensor) -> Tensor:
+    """The orthogonal factor `Q` of `G = Q R` with a positive diagonal of `R`, `(*, n, n)`.
+
+    From the Cholesky factor of `Gᵀ G` in float64, several times as fast as reflections for many
+    small matrices. It squares the condition, hence the few that are nearly singular take them.
+    """
+
+    g = gaussian.double()
+    L, info = torch.linalg.cholesky_ex(g.transpose(-1, -2) @ g)
+    pivots = L.diagonal(dim1=-2, dim2=-1)
+    q = torch.linalg.solve_triangular(L.transpose(-1, -2), g, upper=True, left=False)
+    hard = (info > 0) | (pivots.amin(-1) < NEARLY_SINGULAR * pivots.amax(-1))
+    if bool(hard.any()):
+        exact, r = torch.linalg.qr(g[hard])
+        q[hard] = exact * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+
+    return q.to(gaussian.dtype)
 
 
 def rotation(run: Run, members: int) -> Tensor:
