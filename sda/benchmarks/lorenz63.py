@@ -217,7 +217,7 @@ class Row:
         ratio: The same over the exact-against-exact floor.
         log_dynamics: The mean of `log p(x_{2:L} | x_1)`.
         log_likelihood: The mean of `log p(y | x)`.
-        seconds: The time for all members.
+        seconds: The processor time for all members.
         evaluations: The number of network evaluations of a member.
         vjps: The number of vector-Jacobian products of a member.
         gradients: The number of gradients of the exact density of a member.
@@ -375,7 +375,7 @@ def run(
             # A polish starts from the ensemble that the same method without it gives.
             key = f"{method.guidance}{method.langevin}{method.sampler}{method.window5}"
             if key not in unpolished:
-                start = time.perf_counter()
+                start = time.process_time()
                 try:
                     x, evaluations, vjps = sample(
                         method, chosen, observations, times, members, seed + index
@@ -386,20 +386,20 @@ def run(
                     if report:
                         report(rows[-1])
                     continue
-                unpolished[key] = (x, time.perf_counter() - start, evaluations, vjps)
+                unpolished[key] = (x, time.process_time() - start, evaluations, vjps)
             x, seconds, evaluations, vjps = unpolished[key]
             gradients = 0
             if method.polish:
                 if states is None:
                     # Part of a climatology, made once: it is the same for all observations.
                     states = stationary_states(system(), 2**19, seed=SEED + 2)
-                start = time.perf_counter()
+                start = time.process_time()
                 proposals, leapfrog = method.polish
                 likelihood = observations.likelihood(system().layout, times)
                 polished = polish(
                     system(), likelihood, x, states, proposals, leapfrog, seed=seed + index
                 )
-                seconds += time.perf_counter() - start
+                seconds += time.process_time() - start
                 assert isinstance(polished.samples, Tensor)
                 x, gradients = polished.samples, polished.gradients
             row = score(case, index, name, x, exact, floor)

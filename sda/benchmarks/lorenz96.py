@@ -122,7 +122,7 @@ class Row:
         std_ratio: The mean ratio of standard deviations to the reference's.
         log_dynamics: The mean of `log p(x_{2:L} | x_1)`.
         misfit: The standard deviation of `(y - H(x)) / std`.
-        seconds: The time for all members.
+        seconds: The processor time for all members.
     """
 
     index: int
@@ -204,18 +204,18 @@ def run(
         for (label, prior), (name, options) in (
             (a, b) for a in priors.items() for b in methods.items()
         ):
-            start = time.perf_counter()
+            start = time.process_time()
             posterior = assimilate(prior, observations, members, index, time=times, **options)
-            seconds = time.perf_counter() - start
+            seconds = time.process_time() - start
             x = torch.from_numpy(np.ascontiguousarray(layout.to_array(posterior)))
             rows.append(score(index, f"{label}, {name}", x, exact, seconds))
             if polish:
-                start = time.perf_counter()
+                start = time.process_time()
                 polished = polish_samples(
                     system(), observations, x, first, *polish, seed=index
                 ).samples
                 assert isinstance(polished, Tensor)
-                seconds += time.perf_counter() - start
+                seconds += time.process_time() - start
                 rows.append(score(index, f"{label}, {name} + polish", polished, exact, seconds))
 
     return rows
