@@ -233,36 +233,52 @@ class Experiment:
             FloatingPointError: If the truth diverges.
         """
 
-        seeds = self.seeds(repetition, stream)
-        truth = self.simulate_truth(seeds["truth"])
+        return self.twins([repetition], stream)[0]
 
-        return Twin(repetition, truth, self.observe(truth, seeds["observations"]), self.time, seeds)
+    def twins(self, repetitions: Sequence[int], stream: int = SCORED) -> list[Twin]:
+        """Makes several twins at once, each the same as by itself.
 
-    def simulate_truth(self, seed: int) -> xr.Dataset:
-        """The truth of a seed."""
+        Raises:
+            ValueError: See `twin`.
+        """
 
-        layout, mean = self.system.layout, (self.config.get("initial") or {}).get("mean", "truth")
-        if mean == "truth":
-            spinup = int(self.config.get("spinup") or 0)
-            truth = self.system.simulate(
-                1, self.length, spinup, seed, dtype=self.dtype, progress=False
-            )
-            return truth.isel(member=0, drop=True).assign_coords(time=("time", self.time))
+        seeds = [self.seeds(repetition, stream) for repetition in repetitions]
+        truths = self.simulate_truths([each["truth"] for each in seeds])
 
-        centre, std = self.start()
-        x = centre + std * normal(seed, [0], layout.shape, TRUTH, dtype=self.dtype)
+        return [
+            Twin(number, truth, self.observe(truth, each["observations"]), self.time, each)
+            for number, truth, each in zip(repetitions, truths, seeds, strict=True)
+        ]
+
+    def simulate_truths(self, seeds: Sequence[int]) -> list[xr.Dataset]:
+        """The truths of seeds, side by side where they start from a distribution."""
+
+        if (self.config.get("initial") or {}).get("mean", "truth") == "truth":
+            return [self.spun_up_truth(seed) for seed in seeds]
+        layout, (centre, std) = self.system.layout, self.start()
+
+        def drawn(shape: tuple[int, ...], *key: int) -> Tensor:
+            return torch.cat([normal(s, [0], shape, TRUTH, *key, dtype=self.dtype) for s in seeds])
+
         noise = None
         if self.system.stochastic:
-            shape = (self.length - 1, *layout.shape)
-            noise = normal(seed, [0], shape, TRUTH, 1, dtype=self.dtype)
+            noise = drawn((self.length - 1, *layout.shape), 1)
         with torch.no_grad():
-            trajectory = self.system.rollout(x, self.length, noise)
-        if not torch.isfinite(trajectory).all():
+            x = self.system.rollout(centre + std * drawn(layout.shape), self.length, noise)
+        if not torch.isfinite(x).all():
             raise FloatingPointError(
                 f"the truth of {self.name} diverged: choose a smaller dt, more substeps, or "
                 f"another initial.mean"
             )
-        return layout.to_dataset(trajectory, self.time).isel(member=0, drop=True)
+        dataset = layout.to_dataset(x, self.time)
+        return [dataset.isel(member=number, drop=True) for number in range(len(seeds))]
+
+    def spun_up_truth(self, seed: int) -> xr.Dataset:
+        """The truth of a seed, from the system's own start and spin-up."""
+
+        spinup = int(self.config.get("spinup") or 0)
+        truth = self.system.simulate(1, self.length, spinup, seed, dtype=self.dtype, progress=False)
+        return truth.isel(member=0, drop=True).assign_coords(time=("time", self.time))
 
     def observe(self, truth: xr.Dataset, seed: int) -> "Observations":
         """Observes a truth."""

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from ..climatology import Climatology
 from ..prior import Prior
 from .experiment import Experiment, Twin
 
@@ -67,7 +68,8 @@ METHODS: dict[str, Kind] = {
     "gaussian": Kind(None, BASELINE, "Gaussian prior"),
     "sda": Kind(None, SCORE_BASED, "Score-based (sda)"),
 }
-# What an entry of an experiment may hold beside the parameters of its method.
+# What an entry of an experiment may hold beside the parameters of its method. A parameter
+# `climatology: prior` stands for the climatology of the experiment's prior.
 OWN = ("method", "label", "published", "model", "search")
 # The arguments of `sda.assimilate` that the benchmark sets itself.
 SET = (
@@ -310,6 +312,21 @@ class Workbench:
 
         return build_prior(self.experiment.config["prior"])
 
+    def climatology(self) -> Climatology:
+        """The climatology of the experiment's prior.
+
+        Raises:
+            ValueError: If the experiment names no prior.
+        """
+
+        if not self.experiment.config.get("prior"):
+            raise ValueError(
+                f"experiment {self.experiment.name!r} names no prior to take the climatology of: "
+                f"give the number of trajectories of `gaussian`, leave out climatology of others, "
+                f"or give prior=…"
+            )
+        return self.prior.climatology
+
     def gaussian(self, trajectories: int | None, states: int, window: int) -> Prior:
         """A Gaussian prior, from simulations of the true system or from the named prior's data.
 
@@ -320,18 +337,13 @@ class Workbench:
             window: The states of the covariance.
 
         Raises:
-            ValueError: If there are neither trajectories nor a prior.
+            ValueError: If there are neither trajectories nor a prior to take the climatology of.
         """
 
         from ..prior import GaussianPrior
 
         if trajectories is None:
-            if not self.experiment.config.get("prior"):
-                raise ValueError(
-                    "gaussian: trajectories=null takes the climatology of the experiment's prior, "
-                    "but it names none: give trajectories, the number to simulate"
-                )
-            return Prior(self.prior.climatology, name=f"{self.prior.name}, Gaussian")
+            return Prior(self.climatology(), name=f"{self.prior.name}, Gaussian")
         key = (trajectories, states, window)
         if key not in self.gaussians:
             # A seed of its own: no twin is made of what the prior was fitted to.
@@ -369,7 +381,10 @@ class Workbench:
 
         experiment = self.experiment
         model = experiment.model(spec.model)
-        method = method_class(spec.method)(model, **spec.parameters)
+        parameters = dict(spec.parameters)
+        if parameters.get("climatology") == "prior":
+            parameters["climatology"] = self.climatology()
+        method = method_class(spec.method)(model, **parameters)
         members = int(spec.parameters.get("members") or 1)
         starts = [experiment.initial(twin, members, model) for twin in twins]
 

@@ -159,11 +159,10 @@ def run(
         targets: dict[int, Target] = {}
         for spec in specs:
             todo = [r for r in group if not results.finished(rows[spec.key], r)]
-            for repetition in todo:
-                if repetition not in twins:
-                    twins[repetition] = experiment.twin(repetition)
-                    targets[repetition] = Target.of(experiment, twins[repetition])
-                    results.put_truth(targets[repetition])
+            for twin in experiment.twins([r for r in todo if r not in twins]):
+                twins[twin.repetition] = twin
+                targets[twin.repetition] = Target.of(experiment, twin)
+                results.put_truth(targets[twin.repetition])
             for repetition, outcome in zip(
                 todo, bench.run_all(spec, [twins[r] for r in todo]) if todo else [], strict=True
             ):

@@ -35,6 +35,9 @@ def test_a_repetition_is_always_the_same_twin():
     assert a.seeds == b.seeds and a.seeds != other.seeds
     assert not np.allclose(a.truth["x"], other.truth["x"])
     assert small(seed=1).twin(2).seeds != a.seeds
+    for alone, beside in zip((b, other), small().twins([2, 3]), strict=True):
+        assert alone.truth.identical(beside.truth) and alone.seeds == beside.seeds
+        assert alone.observations.hash() == beside.observations.hash()
     # No two purposes and no two streams share a seed.
     seeds = [s for r in range(20) for stream in (SCORED, TUNED) for s in
              small().seeds(r, stream).values()]  # fmt: skip
@@ -43,7 +46,7 @@ def test_a_repetition_is_always_the_same_twin():
 
 def test_truth_and_ensemble_start_as_configured():
     experiment = small(cycles=None, length=2)
-    truths = [experiment.simulate_truth(experiment.seeds(r)["truth"]) for r in range(200)]
+    truths = experiment.simulate_truths([experiment.seeds(r)["truth"] for r in range(200)])
     first = np.stack([experiment.system.layout.to_array(t)[0, 0] for t in truths])
     twin = small(cycles=1).twin(0)
     drawn = experiment.initial(twin, 200).draw(experiment.system, 200, 5, torch.float64)

@@ -127,3 +127,12 @@ def test_repetitions_side_by_side_are_the_same():
         alone = bench.run(spec, twin)
         assert np.allclose(alone.posterior["y"], outcome.posterior["y"], atol=1e-10)
         assert alone.model_steps == outcome.model_steps
+
+
+def test_a_climatology_may_be_that_of_the_prior():
+    e = load("kolmogorov_blocks")
+    bench = Workbench(e)
+    assert bench.gaussian(None, 1, 1).climatology is bench.climatology() is bench.prior.climatology
+    with pytest.raises(ValueError, match="oi: experiment 'spring' names no prior"):
+        alone = experiment({"oi": {"climatology": "prior"}})
+        Workbench(alone).run(resolve(alone)[0], alone.twin(0))
