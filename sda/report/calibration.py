@@ -39,7 +39,7 @@ def spread_skill(results: Results) -> list[Drawing]:
             figure, axes = panel()
             axes.plot(time, errors[i], color=INK, lw=1, label="RMSE")
             axes.plot(time, spreads[i], "--", color=colour(method), lw=1.3, label="spread")
-            axes.set_ylim(0, 1.15 * float(np.nanquantile([errors[i], spreads[i]], 0.98)))
+            axes.set_ylim(0, 1.35 * float(np.nanquantile([errors[i], spreads[i]], 0.98)))
             axes.set_xlim(*ends(time))
             burn_in(axes, results)
             axes.set_xlabel(units(results, "time"))

@@ -61,8 +61,10 @@ def cost(results: Results) -> list[Drawing]:
     lost = [m.label for m in results.methods if m.index not in {p[0].index for p in points}]
     caption = (
         f"{title} against the wall time of one run. Bars reach from the smallest to the largest "
-        f"of the repetitions. Hollow: some runs diverged, and the point is of the others."
+        f"of the repetitions."
     )
+    if results.diverged.any():
+        caption += " Hollow: some runs diverged, and the point is of the others."
     if lost:
         caption += f" Not shown, for want of a finished run or of its time: {', '.join(lost)}."
 
