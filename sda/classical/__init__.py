@@ -15,8 +15,10 @@ from .letkf import LETKF
 from .localisation import Localisation
 from .particle import ParticlePosterior, ParticleSmoother, Stationary, stationary_states
 from .particle_filter import ParticleFilter
+from .variational import FourDVar
 
 __all__ = [
+    "FourDVar",
     "KalmanFilter",
     "RTSSmoother",
     "Climatological",
