@@ -3,7 +3,8 @@
 python scripts/bench_training.py            # 10 minutes on one core
 
 Composition: the time of a guided step from the bare network outwards, for 8×8 block averages of
-Kolmogorov flow. Throughput: `sda.train` against a bare loop over the same network and batches.
+Kolmogorov flow. Solve: the guidance by saturating vorticity, in observation space and by conjugate
+gradients. Throughput: `sda.train` against a bare loop over the same network and batches.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from sda.benchmarks.training import (
     composition_table,
     kolmogorov_options,
     small_dataset,
+    solves,
+    solves_table,
     throughput,
 )
 
@@ -24,7 +27,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    tables = ("composition", "throughput")
+    tables = ("composition", "solve", "throughput")
     parser.add_argument("--tables", nargs="+", default=tables, choices=tables)
     parser.add_argument("--prior", default="kolmogorov", help="a name or a folder")
     parser.add_argument("--members", type=int, default=4)
@@ -43,6 +46,14 @@ if __name__ == "__main__":
             prior, observations, truth["time"].values, options.members, rounds=options.rounds
         )
         print(composition_table(parts), flush=True)
+    if "solve" in options.tables:
+        prior = Prior.load(options.prior)
+        truth = make_truth(0, options.length, system(prior.layout.shape[-1]))
+        observations = make_observations("saturating", truth, 0)
+        rows = solves(
+            prior, observations, truth["time"].values, options.members, rounds=options.rounds
+        )
+        print(solves_table(rows), flush=True)
     if "throughput" in options.tables:
         print(
             throughput(small_dataset(), kolmogorov_options(), tuple(options.steps), options.rounds)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .climatology import Climatology
 from .compat import import_lightning
+from .denoiser import broadcast
 from .optimiser import Muon, split_parameters
 from .prior import write_tensors, write_text
-from .training import Schedule, TrainingOptions, relative_error
+from .training import Schedule, TrainingOptions
 from .window import WindowDenoiser
 
 import_lightning()
@@ -66,9 +67,13 @@ class TrainingModule(LightningModule):
                         optimiser.state[parameter][name] = value.to(parameter.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
-        network, gaussian = relative_error(self.denoiser, *batch)
-        loss = network.mean()
-        self.recent.append((float(loss.detach()), float(gaussian.mean())))
+        x, noise, s = batch
+        noisy = x + broadcast(s, x) * noise
+        scale = self.denoiser.residual_variance(s)
+        # The Gaussian's loss costs nothing beside the network's, which needs its estimate.
+        gaussian, rest = self.denoiser.parts(noisy, s)
+        loss = mean_error(gaussian + rest - x, scale)
+        self.recent.append((float(loss.detach()), float(mean_error(gaussian - x, scale))))
 
         return loss
 
@@ -79,10 +84,11 @@ class TrainingModule(LightningModule):
         # A young average forgets its start faster.
         weight = 1 - min(self.options.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
-            for old, new in zip(
-                self.average.network.parameters(), self.denoiser.network.parameters(), strict=True
-            ):
-                old.lerp_(new, weight)
+            torch._foreach_lerp_(
+                list(self.average.network.parameters()),
+                list(self.denoiser.network.parameters()),
+                weight,
+            )
 
     def save(self, path: Path, climatology: Climatology) -> None:
         """Writes a checkpoint: safetensors first, the JSON that makes it valid last."""
@@ -188,6 +194,11 @@ class Recorder(Callback):
                     )
         if (module.step % self.every == 0 or last) and trainer.is_global_zero:
             module.save(self.out / "checkpoint", self.climatology)
+
+
+def mean_error(error: Tensor, scale: Tensor) -> Tensor:
+    """The loss of errors `(B, …)` of windows, relative to the Wiener filter's mean square `(B)`."""
+    return (error.square().flatten(1).mean(1) / scale).mean()
 
 
 def fingerprint(options: TrainingOptions) -> dict[str, str]:

@@ -150,9 +150,9 @@ class WindowDenoiser(Denoiser):
             s: The noise level, with shape `()` or `(B)`.
         """
 
-        self._check(x)
         if self.preconditioning == "karras":
-            return self._karras(x, levels(s, x)) - self.covariance.wiener(x, s)
+            return self.parts(x, s)[1]
+        self._check(x)
         inside = self._inside(s)
         if not bool(inside.any()):
             return torch.zeros_like(x)
@@ -161,6 +161,19 @@ class WindowDenoiser(Denoiser):
             return self._limit(self._vector(x, s, 0.0), inside)
 
         return self._limit(self._field(x, self.covariance.wiener(x, s), s), inside)
+
+    def parts(self, x: Tensor, s: Tensor | float) -> tuple[Tensor, Tensor]:
+        """The Wiener filter and the residual, which add up to the estimate, see `residual`."""
+
+        self._check(x)
+        inside = self._inside(s)
+        s = torch.as_tensor(s, dtype=x.dtype, device=x.device)
+        w = self.covariance.wiener(x, s)
+        if self.preconditioning == "karras":
+            return w, self._karras(x, levels(s, x)) - w
+        rest = self._field(x, w, s) if self.layout.dims else self._vector(x, s, 0.0)
+
+        return w, self._limit(rest, inside)
 
     def _check(self, x: Tensor) -> None:
         if x.shape[1:] != self.covariance.shape:

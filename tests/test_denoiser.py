@@ -317,3 +317,20 @@ def test_padding_has_exact_derivatives() -> None:
         )
         many = torch.stack([x.detach(), 2 * x.detach()])
         torch.testing.assert_close(torch.vmap(padded)(many)[1], 2 * circular(x.detach()))
+
+
+@pytest.mark.parametrize(("layout", "network", "options"), NETWORKS)
+@pytest.mark.parametrize("preconditioning", ["wiener", "karras"])
+def test_the_wiener_filter_and_the_residual_add_up(
+    layout: Layout, network: dict, options: dict, preconditioning: str
+) -> None:
+    if preconditioning == "karras" and "advection" in options:
+        options = {}
+    denoiser = build(layout, network, options, preconditioning=preconditioning)
+    x = torch.randn(3, 4, *layout.shape)
+
+    for s in (1e-4, 0.3, torch.tensor([1e-4, 0.3, 2.0]), 1e3):
+        estimate, (linear, rest) = denoiser.denoise(x, s), denoiser.parts(x, s)
+        torch.testing.assert_close(linear, denoiser.covariance.wiener(x, s))
+        torch.testing.assert_close(linear + rest, estimate, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(denoiser.residual(x, s), rest)

@@ -110,9 +110,10 @@ def cost(
 
     if isinstance(method, LowPrecision) and prior.denoiser is not None:
         # A copy that shares the weights.
+        window = copy.copy(prior.denoiser)
+        window.precision = torch.bfloat16
         prior = copy.copy(prior)
-        prior.denoiser = copy.copy(prior.denoiser)
-        prior.denoiser.precision = torch.bfloat16
+        prior.denoiser = window
     start = clock()
     x, evaluations, vjps = sample(method, prior, observations, times, members, seed)
     seconds = (clock() - start) / members

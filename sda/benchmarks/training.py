@@ -4,7 +4,9 @@ All times are processor times with one thread, the best of several rounds in whi
 turns, so that other work on the machine disturbs them little.
 """
 
+import copy
 import dataclasses
+import functools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -120,6 +122,100 @@ def composition(
         parts.append(Part(name, seconds, 1 - network / seconds))
 
     return parts
+
+
+@dataclass
+class Solve:
+    """The guidance of elementwise functions of affine observations, per member and noise level.
+
+    Attributes:
+        s: The noise level.
+        shared: The time of an analysis and of a Langevin step, the network left out, with one
+            factorisation for each member in observation space.
+        iterative: The same by conjugate gradients over states.
+        difference: The largest difference of the guided means, in standard deviations of the state.
+    """
+
+    s: float
+    shared: float
+    iterative: float
+    difference: float
+
+
+def solves(
+    prior: Prior,
+    observations: Any,
+    times: Any,
+    members: int = 4,
+    levels: Sequence[float] = (0.03, 0.3, 3.0),
+    rounds: int = 2,
+) -> list[Solve]:
+    """Compares the two ways to solve for saturating observations.
+
+    Arguments:
+        prior: A prior, whose network is not evaluated.
+        observations: Observations of an elementwise function.
+        times: The times of the trajectory.
+        members: The number of members.
+        levels: The noise levels.
+        rounds: The number of rounds.
+
+    Raises:
+        ValueError: If the observations are not of that form.
+    """
+
+    from ..denoiser import GaussianDenoiser
+    from ..guidance.static import StaticGuidance
+    from ..sampling import MemberNoise
+
+    climatology, length = prior.climatology, len(times)
+    covariance = climatology.covariance(length)
+    likelihood = observations.likelihood(prior.layout, times)
+    likelihood = likelihood.normalise(climatology.mean, climatology.scale)
+    if likelihood.linear or likelihood.parts is None:
+        raise ValueError(f"expected an elementwise function of the state, got {likelihood}")
+    general = copy.copy(likelihood)
+    general.parts = None
+    ways = {
+        name: StaticGuidance(GaussianDenoiser(covariance), each, covariance)
+        for name, each in (("shared", likelihood), ("iterative", general))
+    }
+    noise = MemberNoise(0, range(members), 0)
+    background = covariance.sample(noise(covariance.shape))
+    rows = []
+    for s in levels:
+        means: dict[str, Tensor] = {}
+
+        def step(name: str, s: float = s, means: dict[str, Tensor] = means) -> None:
+            analysis = ways[name].update(background, s)
+            move = ways[name].metric(analysis, 4.0).move((analysis.mean - background) / s, noise)
+            move.combine(torch.ones(members), torch.ones(members))
+            means[name] = analysis.mean
+
+        with torch.no_grad():
+            seconds = best({name: functools.partial(step, name) for name in ways}, rounds)
+        difference = float((means["shared"] - means["iterative"]).abs().max())
+        rows.append(
+            Solve(s, seconds["shared"] / members, seconds["iterative"] / members, difference)
+        )
+
+    return rows
+
+
+def solves_table(rows: Sequence[Solve]) -> str:
+    """A Markdown table."""
+
+    lines = [
+        "| s | shared, ms per member | conjugate gradients | ratio | largest difference of means |",
+        "|---" * 5 + "|",
+    ]
+    lines += [
+        f"| {r.s:g} | {1e3 * r.shared:.1f} | {1e3 * r.iterative:.1f} | "
+        f"{r.iterative / r.shared:.1f} | {r.difference:.1g} |"
+        for r in rows
+    ]
+
+    return "\n".join(lines)
 
 
 def recorded_inputs(window: WindowDenoiser, x: Tensor, s: float) -> tuple[Any, ...]:

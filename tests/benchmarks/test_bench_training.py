@@ -18,6 +18,8 @@ from sda.benchmarks.training import (
     preconditioning_table,
     recorded_inputs,
     small_dataset,
+    solves,
+    solves_table,
     throughput,
 )
 from sda.climatology import Climatology
@@ -66,6 +68,19 @@ def test_the_network_alone_sees_what_it_sees_in_a_step(dataset) -> None:
     assert "| network alone |" in composition_table(parts)
     with pytest.raises(ValueError, match="Gaussian"):
         composition(Prior(climatology), observations, truth["time"].values)
+
+
+def test_both_solves_of_saturating_observations_agree(dataset) -> None:
+    prior = Prior(Climatology.fit(dataset, 4))
+    truth = dataset.isel(member=0, time=slice(8))
+    observations = make_observations("saturating", truth, 0)
+    rows = solves(prior, observations, truth["time"].values, members=2, levels=(0.3,), rounds=1)
+
+    assert rows[0].difference < 0.02
+    assert "| 0.3 |" in solves_table(rows)
+    linear = make_observations("subsample 4", truth, 0)
+    with pytest.raises(ValueError, match="elementwise"):
+        solves(prior, linear, truth["time"].values)
 
 
 def test_the_bare_loop_trains(dataset) -> None:
