@@ -34,9 +34,9 @@ from ..observation.sequence import ObservedTime, sequence
 from ..store import PosteriorMemory, PosteriorWriter, check_target
 from .initial import Initial, initial_distribution
 
-# A filter has lost the truth where innovations are this many times their expected variance over
-# this many cycles: an ensemble that is a little too narrow, or one bad analysis, is not lost.
-LOST, PATIENCE = 25.0, 20
+# An ensemble has lost the truth where squared innovations are this many times their expectation in
+# most of this many cycles: one that is a little too narrow, or a few bad analyses, are no loss.
+LOST, PATIENCE = 8.0, 20
 # Random numbers are drawn this many cycles at a time, as long as they are few.
 AHEAD, AHEAD_VALUES = 64, 2**18
 
@@ -164,7 +164,8 @@ class Monitor:
 
     Per value, `d² / (s² + r²)` is 1 on average for a consistent ensemble: the squared innovation of
     the mean over the sum of the ensemble's variance and the observation's. A repetition has
-    diverged where a value is not finite, or where the mean over `PATIENCE` cycles exceeds `LOST`.
+    diverged where a value is not finite, or where the median over `PATIENCE` cycles exceeds `LOST`.
+    One member has no variance to compare with: it is lost only where values are not finite.
     """
 
     def __init__(self, repetitions: int) -> None:
@@ -185,11 +186,13 @@ class Monitor:
             self.recent = self.recent.to(ratio)
         self.recent[len(self.chi_square) % PATIENCE] = ratio
         self.chi_square.append(ratio)
-        bound = LOST * PATIENCE if len(self.chi_square) >= PATIENCE else math.inf
-        lost = ~(self.recent.sum(0) < bound)
-        if bool(lost.any()):
-            for r in lost.nonzero().flatten().tolist():
-                self.mark(r, observed, not bool(torch.isfinite(ratio[r])))
+        suspect = ~(ratio < LOST)
+        if bool(suspect.any()):
+            several = predicted.shape[1] > 1 and len(self.chi_square) >= PATIENCE
+            for r in suspect.nonzero().flatten().tolist():
+                broken = not math.isfinite(float(ratio[r]))
+                if broken or (several and float(self.recent[:, r].median()) > LOST):
+                    self.mark(r, observed, broken)
 
     def mark(self, repetition: int, observed: ObservedTime, broken: bool) -> None:
         """Records that a repetition has diverged; the first time counts."""

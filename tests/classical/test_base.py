@@ -127,6 +127,15 @@ def test_divergence_is_named_by_cycle_and_time() -> None:
         )
     assert np.isfinite(values(lost)).all() and lost.attrs["diverged"] == 1
 
+    # One that forgets its spread where errors are large: innovations of the climate's size, over
+    # observation errors that are not small.
+    coarse = sda.observe(truths[0], Select(), std=1.0, seed=3)
+    with pytest.warns(RuntimeWarning, match="Nudging diverged in cycle"):
+        narrow = Nudging(Lorenz96(dimension=8), 4, gain=0.0).assimilate(
+            coarse, initial=Gaussian(5.0, 1e-12), time=truths[0]["time"]
+        )
+    assert narrow.attrs["diverged"] == 1
+
     fine = Nudging(SYSTEM, 4).assimilate(observations[0])
     assert fine.attrs["diverged"] == 0 and math.isnan(fine.attrs["diverged_time"])
 
