@@ -39,7 +39,9 @@ PUBLIC = {
     "verify": "verification",
 }
 
-MODULES = ("classical", "guidance", "observation", "plotting", "sampling", "verification")
+MODULES = (
+    "classical", "guidance", "observation", "plotting", "report", "sampling", "verification",
+)  # fmt: skip
 
 __all__ = sorted((*PUBLIC, *MODULES))
 
