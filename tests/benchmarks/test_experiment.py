@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sda import config
-from sda.benchmarks.experiment import SCORED, TUNED, Experiment, load
+from sda.benchmarks.experiment import SCORED, TUNED, Experiment, Twin, load
 from sda.observation.sequence import sequence
 
 
@@ -61,8 +61,11 @@ def test_a_first_guess_around_the_truth_is_as_wrong_as_it_says():
     # 180 values: standard errors of 0.1 of the standard deviation and 0.15 of the mean.
     experiment = small(initial={"variance": 4.0}, cycles=1)
     errors = []
+    seen = experiment.twin(0).observations
     for r in range(60):
-        twin = experiment.twin(r)
+        seeds = experiment.seeds(r)
+        made = experiment.spun_up_truth(seeds["truth"])
+        twin = Twin(r, made, seen, experiment.time, seeds)
         truth = experiment.system.layout.to_array(twin.truth)[0, 0]
         errors.append(experiment.initial(twin, 8).mean - truth)
     assert np.isclose(np.std(errors), 2.0, rtol=0.22) and abs(np.mean(errors)) < 0.6
