@@ -82,6 +82,17 @@ class ObservationSet:
 
         return columns
 
+    def check_places(self, grid: Grid) -> None:
+        """Raises a `ValueError` if two values of a table are of one place, a period apart."""
+
+        from .table import check_distinct
+
+        if not (isinstance(self.domain, Points) and self.operator.sampling and grid.period):
+            return
+        names = ("time", "variable", *grid.dims)
+        places = {name: column for name, column in self.rows().items() if name in names}
+        check_distinct(places, {dim: each for dim, each in grid.period.items() if dim in places})
+
 
 class Observations:
     """Observations of a trajectory: one or several sets of `(H, y, R, times)`.
@@ -258,16 +269,10 @@ class Observations:
                 same place, one period apart.
         """
 
-        from .table import check_distinct
-
         grid = Grid.of(layout, time)
         bounds: list[tuple[Bound, Tensor | None]] = []
         for each in self.sets:
-            if isinstance(each.domain, Points) and each.operator.sampling and grid.period:
-                names = ("time", "variable", *grid.dims)
-                places = {name: column for name, column in each.rows().items() if name in names}
-                period = {name: length for name, length in grid.period.items() if name in places}
-                check_distinct(places, period)
+            each.check_places(grid)
             bound = each.operator.bind(grid, dtype, device)
             same = bound.target.shape == each.domain.shape
             if not same and (

@@ -110,8 +110,9 @@ def sequence(
         device: Their device.
 
     Raises:
-        ValueError: If an observation lies before the first or after the last state, depends on
-            several times at once, or the repetitions are observed in different ways.
+        ValueError: If an observation lies before the first or after the last state or depends on
+            several times at once, two values of a table are of the same place, or the repetitions
+            are observed in different ways.
     """
 
     repetitions = [observations] if isinstance(observations, Observations) else list(observations)
@@ -128,6 +129,7 @@ def sequence(
 
     pieces: dict[int, list[_Piece]] = {}
     for number, each in enumerate(repetitions[0].sets):
+        each.check_places(grid)
         sets = [repetition.sets[number] for repetition in repetitions]
         for piece in split(each, sets, grid, slack, dtype, device):
             pieces.setdefault(piece.index, []).append(piece)

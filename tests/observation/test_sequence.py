@@ -138,3 +138,7 @@ def test_what_cannot_be_split_is_named() -> None:
     observations = sda.observe(truth, Select(), std=0.1, seed=0)
     with pytest.raises(ValueError, match="before the first state"):
         sequence(observations, SITES, SITES.times(LENGTH, start=0.1))
+    table = points().to_table()
+    twice = table.assign(x=table["x"] + 2 * np.pi)
+    with pytest.raises(ValueError, match="a period of"):
+        sequence(Observations.from_table(pd.concat([table, twice])), FLOW, FLOW.times(LENGTH))
