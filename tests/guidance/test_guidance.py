@@ -310,3 +310,35 @@ def test_every_guidance_is_a_denoiser(name: str) -> None:
     x, t = noisy(case, 2, 1.0), torch.tensor(0.5)
     s = float(guided.schedule(t)[1])
     assert torch.allclose(guided(x, t).mean, guided.denoise(x, s), atol=1e-3)
+
+
+class TwoModes(Denoiser):
+    """The denoiser of two Gaussians at ±a with standard deviations 0.2, weights 0.7 and 0.3."""
+
+    centre = torch.tensor([1.5, 0.5]).double()
+
+    def denoise(self, x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        variance = 0.2**2 + s**2
+        logit = math.log(0.7 / 0.3) + 2 * (x * self.centre).sum(-1, keepdim=True) / variance
+        centre = self.centre * (2 * torch.sigmoid(logit) - 1)
+        return centre + 0.2**2 / variance * (x - centre)
+
+
+def test_covariances_of_each_member_keep_the_weights_of_modes() -> None:
+    """The second component is observed, roughly: it changes the weights, and leaves both modes."""
+
+    a, y, std = TwoModes.centre, -0.3, 0.6
+    moments = 0.2**2 * torch.eye(2).double() + torch.outer(a, a)  # about zero
+    likelihood = Likelihood(
+        lambda x: x[:, 0, 1:], torch.tensor([y]).double(), std, (1, 2), linear=True
+    )
+    variance = 0.2**2 + std**2
+    odds = 0.7 / 0.3 * math.exp(2 * y * float(a[1]) / variance)
+    errors = {}
+    for name in ("static", "hybrid"):
+        covariance = DenseCovariance(moments, (1, 2), torch.float64)
+        guided = guide(name, TwoModes(), likelihood, covariance)
+        x = sample(guided, (1, 2), 0, 2048, steps=24, dtype=torch.float64)
+        errors[name] = abs((x[..., 0] > 0).double().mean().item() - odds / (1 + odds))
+    assert errors["hybrid"] < 0.05
+    assert errors["hybrid"] < 0.7 * errors["static"]
