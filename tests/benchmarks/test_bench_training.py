@@ -23,6 +23,7 @@ from sda.benchmarks.training import (
     throughput,
 )
 from sda.climatology import Climatology
+from sda.observation import SaturatingVorticity, observe
 from sda.prior import Prior
 from sda.training import TrainingOptions
 from sda.window import WindowDenoiser
@@ -73,7 +74,7 @@ def test_the_network_alone_sees_what_it_sees_in_a_step(dataset) -> None:
 def test_both_solves_of_saturating_observations_agree(dataset) -> None:
     prior = Prior(Climatology.fit(dataset, 4))
     truth = dataset.isel(member=0, time=slice(8))
-    observations = make_observations("saturating", truth, 0)
+    observations = observe(truth, SaturatingVorticity(), std=0.05, seed=0)
     rows = solves(prior, observations, truth["time"].values, members=2, levels=(0.3,), rounds=1)
 
     assert rows[0].difference < 0.02
