@@ -21,6 +21,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from dynamics import LinearGaussian
 from dynamics.layout import Layout
 from dynamics.random import member_generator, normal
 from dynamics.system import System
@@ -253,7 +254,7 @@ class Experiment:
     def simulate_truths(self, seeds: Sequence[int]) -> list[xr.Dataset]:
         """The truths of seeds, side by side where they start from a distribution."""
 
-        if (self.config.get("initial") or {}).get("mean", "truth") == "truth":
+        if not seeds or (self.config.get("initial") or {}).get("mean", "truth") == "truth":
             return [self.spun_up_truth(seed) for seed in seeds]
         layout, (centre, std) = self.system.layout, self.start()
 
@@ -336,9 +337,12 @@ class Experiment:
             A distribution to draw from.
         """
 
-        from ..classical.initial import Draws, Gaussian
+        from ..classical.initial import Draws, Gaussian, Spinup
 
         initial = self.config.get("initial")
+        if not initial and isinstance(model or self.system, LinearGaussian):
+            # Its climatology is known exactly, and asked for by the methods that are exact.
+            return Spinup(int(self.config.get("spinup") or 0))
         if not initial:
             return Draws(self.spun_up(number, twin.seeds["states"], model))
         mean, std = self.start()

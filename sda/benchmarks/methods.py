@@ -78,6 +78,8 @@ SET = (
 )  # fmt: skip
 # Squared innovations over their expectation, up to which an ensemble is not lost.
 CONSISTENT = 4.0
+# Spun-up states to draw from, at least.
+FEWEST_STATES = 16
 # Those of the simulations that a Gaussian prior is fitted to.
 FIT = {"trajectories": 64, "states": 128, "window": 17}
 
@@ -385,8 +387,9 @@ class Workbench:
         if parameters.get("climatology") == "prior":
             parameters["climatology"] = self.climatology()
         method = method_class(spec.method)(model, **parameters)
-        members = int(spec.parameters.get("members") or 1)
-        starts = [experiment.initial(twin, members, model) for twin in twins]
+        # Variational methods start from one state, and from the covariance of many.
+        number = max(int(method.draws), FEWEST_STATES)
+        starts = [experiment.initial(twin, number, model) for twin in twins]
 
         def work() -> list[xr.Dataset]:
             with warnings.catch_warnings():

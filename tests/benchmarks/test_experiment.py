@@ -38,6 +38,7 @@ def test_a_repetition_is_always_the_same_twin():
     for alone, beside in zip((b, other), small().twins([2, 3]), strict=True):
         assert alone.truth.identical(beside.truth) and alone.seeds == beside.seeds
         assert alone.observations.hash() == beside.observations.hash()
+    assert small().twins([]) == []
     # No two purposes and no two streams share a seed.
     seeds = [s for r in range(20) for stream in (SCORED, TUNED) for s in
              small().seeds(r, stream).values()]  # fmt: skip

@@ -70,19 +70,20 @@ def test_wrong_arguments_name_the_entry():
         Workbench(e).run(resolve(e)[0], e.twin(0))
 
 
-def test_the_gaussian_prior_and_the_filter_agree_at_the_last_time():
-    # Both are exact on a linear system; the last state knows no later observation.
+def test_exact_methods_agree_at_the_last_time():
+    # All are exact on a linear system; the last state knows no later observation.
     fit = {"method": "gaussian", "trajectories": 200, "states": 50, "window": 25}
-    e = experiment({"gaussian": fit | {"members": 200}, "etkf": {"members": 200}})
+    entries = {"gaussian": fit, "etkf": {}, "rts": {}, "kf": {}}
+    e = experiment({key: entry | {"members": 200} for key, entry in entries.items()})
     bench, twin = Workbench(e), e.twin(0)
-    gaussian, etkf = (bench.run(spec, twin) for spec in resolve(e))
+    gaussian, etkf, *exact = (bench.run(spec, twin) for spec in resolve(e))
     assert gaussian.model_steps == 0 and etkf.model_steps == 200 * 24
-    last = [o.posterior.isel(time=-1) for o in (gaussian, etkf)]
-    for name in ("x", "y"):
-        a, b = (each[name].values for each in last)
-        # Standard errors of 200 members: 7 % of a standard deviation of each mean, 5 % of it.
-        assert abs(a.mean() - b.mean()) < 0.35 * b.std()
-        assert np.isclose(a.std(), b.std(), rtol=0.25)
+    for outcome in (gaussian, etkf, exact[0]):
+        for name in ("x", "y"):
+            a, b = (o.posterior[name].isel(time=-1).values for o in (outcome, exact[1]))
+            # Standard errors of 200 members: 7 % of a standard deviation of each mean, 5 % of it.
+            assert abs(a.mean() - b.mean()) < 0.35 * b.std()
+            assert np.isclose(a.std(), b.std(), rtol=0.25)
 
 
 def test_a_filter_forecasts_between_its_analyses():
