@@ -27,7 +27,6 @@ from dynamics.layout import Layout
 
 from .climatology import Climatology
 from .data import Batches, NoiseLevels, Windows, open_dataset
-from .denoiser import broadcast
 from .exposure import calibrate
 from .prior import Prior
 from .symmetry import Symmetry
@@ -399,17 +398,3 @@ E‖D(x + s ε) − x‖² per normalised value, on members that were never trai
 ## Data
 {data or "not recorded"}
 """
-
-
-def relative_error(
-    denoiser: WindowDenoiser, x: Tensor, noise: Tensor, s: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The losses of the network and of the Gaussian, `(B)` each, relative to the Wiener error."""
-
-    noisy = x + broadcast(s, x) * noise
-    scale = denoiser.residual_variance(s)
-    network = (denoiser.denoise(noisy, s) - x).square().flatten(1).mean(1) / scale
-    with torch.no_grad():
-        gaussian = (denoiser.covariance.wiener(noisy, s) - x).square().flatten(1).mean(1) / scale
-
-    return network, gaussian
