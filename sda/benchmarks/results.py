@@ -383,7 +383,10 @@ def write_tables(dataset: xr.Dataset, path: Path) -> list[Path]:
 
 
 def summary(dataset: xr.Dataset) -> str:
-    """A table for a terminal: mean over repetitions ± standard error, published score, cost."""
+    """A table for a terminal: mean over repetitions ± standard error, published score, cost.
+
+    Scores are those of the repetitions that did not diverge; how many did stands beside them.
+    """
 
     head = ["method", "rmse", "±", "published", "diff", "crps", "spread/skill", "diverged", "s"]
     rows = [head]
@@ -393,16 +396,16 @@ def summary(dataset: xr.Dataset) -> str:
         if not done.any():
             continue
         at = at.isel(repetition=done)
-        rmse, published = at["rmse"].values, float(at["published"])
-        mean = float(np.mean(rmse))
+        diverged = int((at["diverged"].values > 0).sum())
+        good = at.isel(repetition=at["diverged"].values == 0)
+        rmse, published = good["rmse"].values, float(at["published"])
+        mean = float(np.mean(rmse)) if len(rmse) else math.nan
         error = float(np.std(rmse, ddof=1) / math.sqrt(len(rmse))) if len(rmse) > 1 else math.nan
+        gap = "" if math.isnan(published) or math.isnan(mean) else f"{mean / published - 1:+.0%}"
         rows.append([
-            str(at["label"].item()), show(mean), show(error), show(published),
-            "" if math.isnan(published) or math.isnan(mean) else f"{mean / published - 1:+.0%}",
-            show(float(at["crps"].mean(skipna=False))),
-            show(float(at["spread_skill"].mean(skipna=False))),
-            f"{int(np.nansum(at['diverged'].values))}/{len(rmse)}",
-            show(float(at["seconds"].mean())),
+            str(at["label"].item()), show(mean), show(error), show(published), gap,
+            show(float(good["crps"].mean())), show(float(good["spread_skill"].mean())),
+            f"{diverged}/{at.sizes['repetition']}", show(float(at["seconds"].mean())),
         ])  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join(
