@@ -17,8 +17,9 @@ rows = run(
     {
         "static": {"guidance": "static", "langevin": None},
         "static + Langevin": {"guidance": "static", "langevin": "fields"},
-        "flow-dependent + Langevin": {
-            "guidance": {"name": "flow_dependent", "pilots": 2}, "langevin": "fields",
+        # Each member's own covariance, preconditioned by the climatology's: no pilots below s_flow.
+        "hybrid + Langevin": {
+            "guidance": {"name": "hybrid", "s_flow": 1e-3, "solves": 3}, "langevin": "fields",
         },
     },
     options.sets,
