@@ -90,7 +90,7 @@ def assimilate(
         time: The time coordinate of the trajectory, in steps of the prior's `dt` (default: the
             observations' span on the prior's `dt`, at least one window of the prior).
         guidance: The method, a name of `sda.guidance.METHODS` or a mapping with its `name` and
-            options (default: `flow_dependent` with 2 pilots for systems without space, `static`
+            options (default: `hybrid` with 2 pilots for systems without space, `static`
             for fields).
         langevin: Langevin steps, see `sda.langevin.Langevin`: an instance, "vectors", "fields" or
             None (default: those that suit the kind of system).
@@ -308,7 +308,7 @@ def guidance_method(
     """The name and options of a guidance, by default the one that suits the kind of system."""
 
     if guidance is None:
-        return ("static", {}) if fields else ("flow_dependent", {"pilots": 2})
+        return ("static", {}) if fields else ("hybrid", {"pilots": 2})
     if isinstance(guidance, str):
         return guidance, {}
     options = dict(guidance)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import xarray as xr
-    from torch import Tensor
 
     from dynamics.system import System
 
@@ -414,7 +413,6 @@ def build_operator(config: Mapping[str, Any]) -> "Operator":
         "loop": o.Difference,
     }
     functions |= {name: partial(o.Function, name) for name in POINTWISE}
-    o.register("cube", cube)
     states: slice | Sequence[int] = slice(config["first"], None, config["every"])
     selects = config["first"] > 0 or config["every"] > 1
     if config.get("steps") is not None:
@@ -440,11 +438,6 @@ def build_operator(config: Mapping[str, Any]) -> "Operator":
         parts.append(lookup(functions, "observing.function", config["function"])())
 
     return o.Compose(*parts) if parts else o.Select()
-
-
-def cube(x: "Tensor") -> "Tensor":
-    """The third power, which sees large values precisely and small ones hardly."""
-    return x**3
 
 
 def build_observations(config: Mapping[str, Any], truth: "xr.Dataset", seed: int) -> "Observations":

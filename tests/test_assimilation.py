@@ -90,7 +90,7 @@ def test_exact_posterior(system, prior, observations):
     assert np.abs(error / np.outer(std, std)).max() < 0.15  # sampling error: 3.5 / √1000
 
 
-@pytest.mark.parametrize("guidance", ["flow_dependent", "static"])
+@pytest.mark.parametrize("guidance", ["flow_dependent", "hybrid", "static"])
 def test_vectors_do_not_depend_on_blocks(prior, observations, guidance, tmp_path):
     whole = assimilate(prior, observations, members=10, seed=2, guidance=guidance)
     for block in (1, 4):
@@ -127,7 +127,7 @@ def test_provenance(prior, observations, tmp_path):
     assert attrs["observations_hash"] == observations.hash()
     assert attrs["seed"] == 4 and attrs["Conventions"].startswith("CF-")
     assert "torch" in json.loads(attrs["versions"])
-    assert json.loads(attrs["settings"])["guidance"] == {"name": "flow_dependent", "pilots": 2}
+    assert json.loads(attrs["settings"])["guidance"] == {"name": "hybrid", "pilots": 2}
     assert posterior.member.attrs["standard_name"] == "realization"
 
 
@@ -341,7 +341,7 @@ def test_full_disk_keeps_what_is_finished(prior, observations, tmp_path, monkeyp
     [
         ({"seed": 1}, "seed was 0, now 1"),
         ({"members": 5}, "members was 4, now 5"),
-        ({"guidance": "static"}, "guidance was {'name': 'flow_dependent', 'pilots': 2}, now"),
+        ({"guidance": "static"}, "guidance was {'name': 'hybrid', 'pilots': 2}, now"),
         ({"langevin": None}, "langevin was"),
         ({"steps": 12}, "sampler was"),
         ({"dtype": "float64"}, "dtype was 'float32', now 'float64'"),

@@ -63,7 +63,8 @@ KOLMOGOROV = {
     PUBLISHED: published(gamma=1e-2, tau=0.5),
 }
 LORENZ = {
-    "flow-dependent + Langevin (default)": LORENZ63["flow-dependent + Langevin"],
+    "hybrid + Langevin (default)": LORENZ63["hybrid + Langevin"],
+    "flow-dependent + Langevin": LORENZ63["flow-dependent + Langevin"],
     "flow-dependent": LORENZ63["flow-dependent"],
     "static + Langevin": LORENZ63["static + Langevin"],
     PUBLISHED: published(gamma=3e-2, tau=0.25),

@@ -6,7 +6,8 @@ Every member assimilates the observations with a perturbation of its own,
     K = A'ᵀ Y (Yᵀ Y + (N - 1) R)⁻¹,
 
 with the anomalies `A'` of the states and `Y` of the predictions. The perturbations are centred, so
-that the mean is updated as in the Kalman filter and not by their sampling error. In the form of
+that the mean is updated as in the Kalman filter and not by their sampling error, and rescaled, so
+that their variance is R. In the form of
 `ensemble.py`, with `D` the perturbations in units of the error,
 
     w = d G,    T = I + (D - S) G.
@@ -15,6 +16,8 @@ References:
     Burgers, van Leeuwen and Evensen (1998), Analysis scheme in the ensemble Kalman filter, Mon.
     Wea. Rev. 126. Evensen (2009), Data Assimilation: The Ensemble Kalman Filter, Springer.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -43,7 +46,9 @@ class EnKF(EnsembleFilter):
         S, d = whiten(predicted, observed)
         D = run.noise.normal("observation", predicted.shape[1:])
         F, B = gain(S)
-        left = (D - D.mean(1, keepdim=True) - S) @ F
+        # Centring takes 1/N of the variance away.
+        D = (D - D.mean(1, keepdim=True)) * math.sqrt(self.members / (self.members - 1))
+        left = (D - S) @ F
 
         if B.shape[1] < self.members:
             return Transform(d @ F @ B, left, B)
