@@ -281,6 +281,8 @@ class Outcome:
         memory: The peak memory above that at the start, in bytes; NaN where it cannot be known.
         diverged: Whether the method diverged.
         diverged_time: The time at which it did; NaN if unknown.
+        lost_time: The time at which it lost the truth and found it again; NaN if it never did.
+        failed_members: The members that failed and are left out.
         message: Why.
     """
 
@@ -291,6 +293,8 @@ class Outcome:
     memory: float = math.nan
     diverged: bool = False
     diverged_time: float = math.nan
+    lost_time: float = math.nan
+    failed_members: int = 0
     message: str = ""
 
 
@@ -418,6 +422,7 @@ class Workbench:
                 if attrs.get("diverged", 0):
                     when = float(attrs["diverged_time"])
                     if recovered(posterior, when):
+                        outcome.lost_time = when
                         outcome.message = f"lost the truth at time {when:g} and found it again"
                     else:
                         outcome.diverged, outcome.diverged_time = True, when
@@ -456,6 +461,7 @@ class Workbench:
         if posteriors is not None:
             posterior = posteriors[0]
             failed = list(posterior.attrs["failed_members"])
+            outcome.failed_members = len(failed)
             if failed:
                 outcome.message = f"{len(failed)} of {members} members failed"
                 posterior = posterior.drop_isel(member=failed)
