@@ -21,6 +21,7 @@ parser.add_argument("--methods", nargs="+", default=["exact", *METHODS])
 parser.add_argument("--prior", default="lorenz63")
 parser.add_argument("--prior5", help="a prior with a window of 5, for the published setting")
 parser.add_argument("--sets", type=int, default=5)
+parser.add_argument("--first", type=int, default=0, help="the index of the first set")
 parser.add_argument("--members", type=int, default=256)
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
@@ -31,6 +32,6 @@ rows = []
 for case in options.cases:
     rows += run(
         case, prior, options.methods, prior5, options.sets, options.members, options.seed,
-        report=show,
+        report=show, first=options.first,
     )  # fmt: skip
 print(table(rows))

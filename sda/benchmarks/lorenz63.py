@@ -329,6 +329,7 @@ def run(
     seed: int = 0,
     folder: str | Path = "runs/oracles",
     report: Callable[[Row], None] | None = None,
+    first: int = 0,
 ) -> list[Row]:
     """Runs methods on several observation sets.
 
@@ -343,6 +344,7 @@ def run(
         seed: The seed.
         folder: Where the oracle's answers are kept.
         report: A function called with each row.
+        first: The index of the first set.
 
     Raises:
         ValueError: If the case or a method is unknown.
@@ -355,7 +357,7 @@ def run(
         raise ValueError(f"unknown methods {unknown}: expected among {list(METHODS)}")
     rows: list[Row] = []
     states: Tensor | None = None
-    for index in range(sets):
+    for index in range(first, first + sets):
         exact = oracle(case, index, folder)
         floor = exact.floor(members)
         truth, observations = twin(case, index)
