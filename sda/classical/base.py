@@ -15,7 +15,7 @@ import inspect
 import math
 import time as clocks
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ from ..store import PosteriorMemory, PosteriorWriter, check_target
 from .initial import Initial, initial_distribution
 
 # An ensemble has lost the truth where squared innovations are this many times their expectation in
-# most of this many cycles: one that is a little too narrow, or a few bad analyses, are no loss.
-LOST, PATIENCE = 8.0, 20
+# most of this many cycles, or of half of a run that is shorter: one that is a little too narrow, or
+# a few bad analyses, are no loss.
+LOST, PATIENCE, SHORTEST = 8.0, 20, 3
 # Random numbers are drawn this many cycles at a time, as long as they are few.
 AHEAD, AHEAD_VALUES = 64, 2**18
 
@@ -60,7 +61,7 @@ class Noise:
     ) -> None:
         self.seeds, self.dtype, self.device = list(seeds), dtype, device
         self._generators: dict[str, list[np.random.Generator]] = {}
-        self._ahead: dict[tuple[str, str, tuple[int, ...]], tuple[Tensor, int]] = {}
+        self._ahead: dict[tuple[str, str], tuple[tuple[int, ...], Tensor, int]] = {}
 
     def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
         """Standard normal noise of a purpose, with shape `(repetition, *shape)`."""
@@ -71,10 +72,15 @@ class Noise:
         return self._next("uniform", purpose, shape)
 
     def _next(self, kind: str, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        key = (kind, purpose, shape)
-        values, used = self._ahead.get(key, (None, 0))
+        # One block for each purpose: one of a new shape takes the place of the old, and looks ahead
+        # the further, the longer its shape has lasted.
+        key, ahead, used = (kind, purpose), 1, 0
+        values: Tensor | None = None
+        if key in self._ahead and self._ahead[key][0] == shape:
+            _, values, used = self._ahead[key]
+            ahead = 2 * len(values)
         if values is None or used == len(values):
-            number = min(AHEAD, max(1, AHEAD_VALUES // max(1, math.prod(shape))))
+            number = min(ahead, AHEAD, max(1, AHEAD_VALUES // max(1, math.prod(shape))))
             draw = np.float64 if self.dtype == torch.float64 else np.float32
             whole = (number, *shape)
             drawn = [
@@ -82,7 +88,7 @@ class Noise:
                 for g in self.generators(purpose)
             ]
             values, used = torch.from_numpy(np.stack(drawn, 1)).to(self.device, self.dtype), 0
-        self._ahead[key] = (values, used + 1)
+        self._ahead[key] = (shape, values, used + 1)
 
         return values[used]
 
@@ -164,12 +170,19 @@ class Monitor:
 
     Per value, `d² / (s² + r²)` is 1 on average for a consistent ensemble: the squared innovation of
     the mean over the sum of the ensemble's variance and the observation's. A repetition has
-    diverged where a value is not finite, or where the median over `PATIENCE` cycles exceeds `LOST`.
+    diverged where a value is not finite, or where the median over `patience` cycles exceeds `LOST`.
     One member has no variance to compare with: it is lost only where values are not finite.
+
+    Arguments:
+        repetitions: The number of repetitions.
+        cycles: The number of analyses to come, if known: with few of them, half of them are
+            patience enough, but never fewer than `SHORTEST`.
     """
 
-    def __init__(self, repetitions: int) -> None:
-        self.recent = torch.zeros(PATIENCE, repetitions)
+    def __init__(self, repetitions: int, cycles: int | None = None) -> None:
+        half = PATIENCE if cycles is None else max(SHORTEST, cycles // 2)
+        self.patience = min(PATIENCE, half)
+        self.recent = torch.zeros(self.patience, repetitions)
         self.chi_square: list[Tensor] = []
         self.times: list[float] = [math.nan] * repetitions
         self.cycles: list[int] = [-1] * repetitions
@@ -184,11 +197,11 @@ class Monitor:
         ratio = ((observed.y - mean).square() / (variance + observed.std.square())).mean(1)
         if not self.chi_square:
             self.recent = self.recent.to(ratio)
-        self.recent[len(self.chi_square) % PATIENCE] = ratio
+        self.recent[len(self.chi_square) % self.patience] = ratio
         self.chi_square.append(ratio)
         suspect = ~(ratio < LOST)
         if bool(suspect.any()):
-            several = predicted.shape[1] > 1 and len(self.chi_square) >= PATIENCE
+            several = predicted.shape[1] > 1 and len(self.chi_square) >= self.patience
             for r in suspect.nonzero().flatten().tolist():
                 broken = not math.isfinite(float(ratio[r]))
                 if broken or (several and float(self.recent[:, r].median()) > LOST):
@@ -199,7 +212,7 @@ class Monitor:
 
         if math.isnan(self.times[repetition]):
             self.times[repetition] = observed.time
-            self.cycles[repetition] = len(self.chi_square) - 1
+            self.cycles[repetition] = max(0, len(self.chi_square) - 1)
         self.broken[repetition] |= broken
 
     def message(self, repetition: int) -> str:
@@ -307,11 +320,13 @@ class Method(abc.ABC):
 
         several = not isinstance(observations, Observations)
         sets = [observations] if isinstance(observations, Observations) else list(observations)
-        seeds = [seed] if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(sets) or min(seeds) < 0:
+        given: list[Any] = list(seed) if isinstance(seed, Iterable) else [seed]
+        valid = all(isinstance(each, int | np.integer) and each >= 0 for each in given)
+        if not sets or len(given) != len(sets) or not valid:
             raise ValueError(
-                f"expected one non-negative seed for each of {len(sets)} repetitions, got {seeds}"
+                f"expected one non-negative seed for each of {len(sets)} repetitions, got {given}"
             )
+        seeds = [int(each) for each in given]
         if out is not None:
             if several:
                 raise ValueError("one store holds one repetition: give out for each by itself")
@@ -358,12 +373,13 @@ class Method(abc.ABC):
         with tqdm(total=len(observed), desc=self.name, disable=not progress, unit="cycle") as bar:
             run = Run(
                 self.system, observed, time, Noise(seeds, dtype, device), seeds,
-                Monitor(len(seeds)), bar.update, distributions,
+                Monitor(len(seeds), len(observed)), bar.update, distributions,
             )  # fmt: skip
             try:
                 solution = self.solve(z, run)
-            except torch.linalg.LinAlgError:
-                # A repetition whose ensemble is no longer finite stops a batched factorisation.
+            except (torch.linalg.LinAlgError, FloatingPointError):
+                # A repetition whose ensemble is no longer finite stops a batched factorisation, and
+                # a model that chooses its own time step.
                 if len(seeds) == 1:
                     run.monitor.mark(0, observed[max(0, len(run.monitor.chi_square) - 1)], True)
                     empty = z.new_full((1, self.members, 1, *self.system.layout.shape), math.nan)

@@ -323,6 +323,10 @@ class ParticleSmoother(Smoother):
     def _dataset(self, found: list[Any], repetition: int, **options: Any) -> xr.Dataset:
         *_, run, r = found[repetition]
         dataset = super()._dataset(found, repetition, **options)
+        if "ancestors" not in run.memory:  # the model stopped, no trajectory was drawn
+            return dataset.assign_attrs(
+                particles=self.particles, ancestors=0, log_evidence=math.nan
+            )
         return dataset.assign_attrs(
             particles=self.particles,
             ancestors=run.memory["ancestors"][r],

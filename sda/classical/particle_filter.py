@@ -107,7 +107,23 @@ class ParticleFilter(Filter):
         guided = self.proposal == "guided" and steps > 0 and observed.frames == 1
         z = super().forecast(z, steps - 1 if guided else steps, observed, run)
 
-        return self.propose(z, observed, run) if guided else z
+        return self.mend(self.propose(z, observed, run) if guided else z, run)
+
+    def mend(self, z: Tensor, run: Run) -> Tensor:
+        """Particles that are not finite lose their weight, and stand at the mean of the others.
+
+        Without any that is finite all stand at zero, and the analysis finds no weight.
+        """
+
+        finite = torch.isfinite(z).flatten(2).all(2)
+        if bool(finite.all()):
+            return z
+        run.memory["log_w"] = torch.where(finite, self._weights(run), -math.inf)
+        finite = finite.reshape(*finite.shape, *[1] * (z.ndim - 2))
+        known = torch.where(finite, z, 0.0)
+        mean = known.sum(1, keepdim=True) / finite.sum(1, keepdim=True).clamp(min=1)
+
+        return torch.where(finite, z, mean)
 
     def propose(self, z: Tensor, observed: ObservedTime, run: Run) -> Tensor:
         """One step of the guided proposal, and the weights `p(ξ) / q(ξ)` that it costs."""

@@ -122,7 +122,9 @@ def kernel(x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
         The draws, with the shape of the particles.
     """
 
-    flat, w = x.flatten(2), w.to(x)[..., None]
+    w = w.to(x)[..., None]
+    # What has no weight does not count, even if it is not finite.
+    flat = torch.where(w > 0, x.flatten(2), 0.0)
     root = w.sqrt() * (flat - (w * flat).sum(1, keepdim=True))
     if noise.shape[2] == flat.shape[2]:
         # Fewer dimensions than particles: a square root of the matrix is the smaller factor.

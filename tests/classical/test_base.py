@@ -9,7 +9,7 @@ import torch
 import sda
 from dynamics import KolmogorovFlow, Lorenz63, Lorenz96
 from sda.classical import Draws, Filter, Gaussian, Spinup
-from sda.classical.base import LOST, PATIENCE
+from sda.classical.base import LOST, PATIENCE, Noise
 from sda.observation import Function, Select, Subsample
 
 SYSTEM = Lorenz96(dimension=8, noise=True)
@@ -138,6 +138,59 @@ def test_divergence_is_named_by_cycle_and_time() -> None:
 
     fine = Nudging(SYSTEM, 4).assimilate(observations[0])
     assert fine.attrs["diverged"] == 0 and math.isnan(fine.attrs["diverged_time"])
+
+
+def test_divergence_is_seen_in_a_few_cycles() -> None:
+    system = Lorenz96(dimension=8)
+    truths, observations = twins(1, 8, system, Select(every=1), std=0.1)
+    with pytest.warns(RuntimeWarning, match=f"over {LOST:g} times too large"):
+        lost = Nudging(system, 4, gain=0.0).assimilate(
+            observations[0], initial=Gaussian(5.0, 1e-12), time=truths[0]["time"]
+        )
+    # half of the eight cycles are enough to tell
+    assert lost.attrs["diverged"] == 1
+    assert lost.attrs["diverged_time"] == truths[0]["time"].values[3]
+    assert Nudging(SYSTEM, 4).assimilate(observations[0]).attrs["diverged"] == 0
+
+
+def test_a_repetition_that_stops_the_model_leaves_the_others_alone() -> None:
+    flow = KolmogorovFlow(size=8, resolution=16)
+    _, observations = twins(2, 3, flow, Select(every=1))
+    wild = Draws(torch.full((2, *flow.layout.shape), math.nan))
+    with pytest.warns(RuntimeWarning, match="Nudging diverged in cycle 0"):
+        fine, lost = Nudging(flow, 2).assimilate(observations, [3, 4], initial=[Spinup(2), wild])
+    alone = Nudging(flow, 2).assimilate(observations[0], 3, initial=Spinup(2))
+    assert (fine.attrs["diverged"], lost.attrs["diverged"]) == (0, 1)
+    assert np.isfinite(flow.layout.to_array(fine)).all()
+    np.testing.assert_allclose(flow.layout.to_array(fine), flow.layout.to_array(alone), atol=1e-5)
+    assert np.isnan(flow.layout.to_array(lost)).all()
+
+
+def test_noise_is_one_stream_that_keeps_one_block_a_purpose() -> None:
+    noise = Noise([3, 5], torch.float64, "cpu")
+    drawn = torch.stack([noise.normal("model", (4, 2)) for _ in range(200)])
+    generators = Noise([3, 5], torch.float64, "cpu").generators("model")
+    expected = np.stack([g.standard_normal((200, 4, 2)) for g in generators], 1)
+    np.testing.assert_array_equal(drawn, expected)
+
+    varied = torch.cat([noise.normal("observation", (n % 50 + 1,)) for n in range(2000)], 1)
+    assert len(noise._ahead) == 2
+    # nothing is drawn twice
+    assert len(varied.unique()) == varied.numel()
+    # standard normal: the errors are those of 100,000 values, times four
+    assert abs(float(varied.mean())) < 0.013 and abs(float(varied.std()) - 1) < 0.01
+
+
+def test_any_integer_is_a_seed() -> None:
+    _, observations = twins(1)
+    plain = Nudging(SYSTEM, 4).assimilate(observations[0], 3)
+    for seed in (np.int64(3), np.array([3])):
+        found = Nudging(SYSTEM, 4).assimilate(observations[0], seed)
+        np.testing.assert_array_equal(values(found), values(plain))
+        assert found.attrs["seed"] == 3
+    for bad in (1.5, [-1], [2.0], "3"):
+        with pytest.raises(ValueError, match="one non-negative seed for each of 1"):
+            Nudging(SYSTEM, 4).assimilate(observations[0], bad)
 
 
 def test_initial_distributions_have_their_moments() -> None:

@@ -210,3 +210,18 @@ def test_smoothers_refuse_what_they_cannot_do():
     between = sda.observe(truth, points, 0.3, seed=0)
     with pytest.raises(ValueError, match="before time 2 lie between two states"):
         ParticleSmoother(system, 2, 64, spinup=0).assimilate(between, time=system.layout.times(4))
+
+
+def test_a_model_that_stops_is_marked():
+    class Stops(LinearGaussian):
+        def advance(self, z, noise=None):
+            raise FloatingPointError("the state is not finite")
+
+    system = LinearGaussian.rotation(angle=0.4, decay=0.9)
+    truth = system.simulate(1, 4, seed=1, progress=False).isel(member=0)
+    observations = sda.observe(truth, Select(), 0.3, seed=1)
+    method = ParticleSmoother(Stops(system.A, system.Q), 8, 64, initial=torch.zeros(64, 2))
+    with pytest.warns(RuntimeWarning, match="ParticleSmoother diverged"):
+        found = method.assimilate(observations)
+    assert found.attrs["diverged"] == 1 and np.isnan(found.attrs["log_evidence"])
+    assert found.attrs["ancestors"] == 0 and found.attrs["particles"] == 64

@@ -10,9 +10,16 @@ from test_particle import conditioned
 import sda
 from dynamics import KolmogorovFlow, Lorenz63
 from dynamics.linear_gaussian import LinearGaussian
-from sda.classical import Gaussian, ParticleFilter, Spinup
+from sda.classical import Draws, Gaussian, ParticleFilter, Spinup
 from sda.classical.particle_filter import noise_root
-from sda.classical.particle_weights import copies, kernel, kernel_size, systematic_indices, take
+from sda.classical.particle_weights import (
+    copies,
+    kernel,
+    kernel_size,
+    scott,
+    systematic_indices,
+    take,
+)
 from sda.observation import Function, Observations, Select
 
 LENGTH = 12
@@ -229,6 +236,50 @@ def test_copies_are_moved_by_the_weighted_covariance():
         scale = covariance.diagonal().sqrt()
         error = (torch.cov(draws.T) - covariance) / scale / scale[:, None]
         assert error.abs().max() < 0.03
+
+
+def test_the_bandwidth_is_that_of_scott():
+    assert scott(100, 3) == pytest.approx(100 ** (-1 / 7))
+    assert scott(16, 0) == pytest.approx(0.5)
+
+
+def test_a_kernel_ignores_what_has_no_weight():
+    x = torch.randn((1, 20, 3), generator=torch.Generator().manual_seed(0)).double()
+    w = torch.full((1, 20), 1 / 19).double()
+    w[0, 7] = 0
+    for size in (3, 20):
+        noise = torch.randn((1, 20, size), generator=torch.Generator().manual_seed(1)).double()
+        expected = kernel(x, w, noise)
+        spoilt = x.clone()
+        spoilt[0, 7, 1] = math.nan
+        torch.testing.assert_close(kernel(spoilt, w, noise), expected)
+
+
+@pytest.mark.parametrize("proposal", ["bootstrap", "guided"])
+def test_particles_that_are_not_finite_have_no_weight(proposal):
+    """Not even where what is observed of them is finite; the others are as good as before."""
+
+    observations, number = observed(), 2**13
+    first = ROTATION.initial(number, seed=8).double()
+    first[: number // 4, 1] = math.nan  # not observed
+    first[number // 4, 0] = math.inf
+    method = ParticleFilter(ROTATION, number, proposal=proposal)
+    found = method.assimilate(observations, seed=3, initial=Draws(first), dtype="float64")
+    mean, std, _ = exact(observations, ROTATION.layout.times(10))
+    assert np.abs((means(found) - mean) / std).max() < 0.09
+    assert np.abs(members(found).std(0) / std - 1).max() < 0.06
+    assert not found.attrs["diverged"]
+    # Without resampling none of them comes back.
+    assert (found.effective_number[0] < 3 * number / 4).all()
+
+    moved = ParticleFilter(ROTATION, number, 1.0, 0.2, "all").assimilate(
+        observations, seed=3, initial=Draws(first), dtype="float64"
+    )
+    assert np.isfinite(members(moved)).all() and np.isfinite(means(moved)).all()
+
+    with pytest.warns(RuntimeWarning, match="ParticleFilter diverged in cycle 0"):
+        none = method.assimilate(observations, initial=Draws(first * math.nan), dtype="float64")
+    assert none.attrs["diverged"] == 1 and np.isnan(members(none)).all()
 
 
 def test_the_root_of_the_noise():
