@@ -128,13 +128,18 @@ class CountedPrior(Prior):
             prior.info,
             prior.exposure,
         )
-        self.evaluations = 0
+        self._evaluations = [0]  # shared by the shallow copies that `sda.assimilate` makes
+
+    @property
+    def evaluations(self) -> int:
+        """The number of trajectories that were denoised."""
+        return self._evaluations[0]
 
     def trajectory(self, *arguments: Any, **options: Any) -> Denoiser:
         return CountedDenoiser(super().trajectory(*arguments, **options), self._count)
 
     def _count(self, trajectories: int) -> None:
-        self.evaluations += trajectories
+        self._evaluations[0] += trajectories
 
 
 def system(size: int = 32) -> KolmogorovFlow:
