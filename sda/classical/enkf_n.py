@@ -19,6 +19,8 @@ References:
     ensemble Kalman filter without the intrinsic need for inflation, Nonlin. Processes Geophys. 22.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -65,7 +67,8 @@ class EnKFN(EnsembleFilter):
         S, d = whiten(predicted, observed)
         scale = adaptive_inflation(S, d, self.certainty)[:, None, None]
 
-        return square_root(S, d, scale)
+        # λ is kept apart from the transform, which past states have in common with the present.
+        return replace(square_root(S * scale, d), scale=scale)
 
 
 def adaptive_inflation(S: Tensor, d: Tensor, certainty: float = 1.0) -> Tensor:

@@ -7,8 +7,8 @@ times are analysed by the same combinations of members,
 
 which is the regression of past states on the predictions of `y_k`. A rotation Ω of the filter's
 belongs to all of them, for otherwise members past and present would no longer be the same;
-inflation and relaxation act on the present alone. With a fixed lag only the states since the
-analysis `lag` cycles ago are touched: lag 0 is the filter.
+inflation, that of the EnKF-N too, and relaxation act on the present alone. With a fixed lag only
+the states since the analysis `lag` cycles ago are touched: lag 0 is the filter.
 
 References:
     Evensen and van Leeuwen (2000), An ensemble Kalman smoother for nonlinear dynamics, Mon. Wea.

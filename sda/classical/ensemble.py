@@ -2,7 +2,7 @@ r"""What ensemble Kalman methods share: an analysis is a transform of the ensemb
 
 With the background's mean `x̄` and anomalies `A`, of which every row is a member, all of them are
 
-    x̄ ↦ x̄ + w A,    A ↦ T A,
+    x̄ ↦ x̄ + λ w A,    A ↦ λ T A,
 
 and differ by the weights `w` and the matrix `T`, which are functions of `S = Y R^{-1/2}`, the
 anomalies of what is predicted, and of `d = R^{-1/2} (y - ȳ)`, the innovation of the mean:
@@ -10,7 +10,8 @@ anomalies of what is predicted, and of `d = R^{-1/2} (y - ȳ)`, the innovation o
     w = d G,    G = (Sᵀ S + (N - 1) I)⁻¹ Sᵀ = Sᵀ (S Sᵀ + (N - 1) I)⁻¹.
 
 The first form solves a system of the size of the observations, the second one of the size of the
-ensemble; the smaller is taken. The operator `H` enters by predictions alone and may be any.
+ensemble; the smaller is taken. The operator `H` enters by predictions alone and may be any. The
+factor λ of the background anomalies is 1 except in filters that inflate by themselves.
 """
 
 import abc
@@ -33,9 +34,11 @@ class Transform:
     Attributes:
         weights: The weights `w` of the mean's increment, with shape `(repetition, 1, member)`.
         left: The matrix `T`, with shape `(repetition, member, member)`; or with `right` a factor.
-        right: If given, `T = scale (I + left right)`, which suits ensembles larger than the number
-            of observations: `(repetition, member, k)` and `(repetition, k, member)`.
-        scale: The factor `scale`.
+        right: If given, `T = I + left right`, which suits ensembles larger than the number of
+            observations: `(repetition, member, k)` and `(repetition, k, member)`.
+        scale: The factor λ of the background anomalies at the analysis time, or one for each
+            repetition, with shape `(repetition, 1, 1)`. Past states, which are analysed by `w` and
+            `T` as well, are not multiplied by it: they would be once more with each cycle.
     """
 
     weights: Tensor
@@ -48,7 +51,7 @@ class Transform:
 
         if self.right is None:
             return self.left @ a
-        return (a + self.left @ (self.right @ a)) * self.scale
+        return a + self.left @ (self.right @ a)
 
     @property
     def matrix(self) -> Tensor:
@@ -60,7 +63,7 @@ class Transform:
         return self.anomalies(eye.expand(len(self.left), *eye.shape))
 
     def __call__(self, x: Tensor, rotate: Tensor | None = None) -> Tensor:
-        """The analysis of states `(repetition, member, value)`, rotated or not."""
+        """The analysis of past states `(repetition, member, value)`, rotated or not."""
 
         mean = x.mean(1, keepdim=True)
         a = x - mean
@@ -111,7 +114,7 @@ class EnsembleFilter(Filter):
 
         mean = x.mean(1, keepdim=True)
         a = x - mean
-        b = transform.anomalies(a)
+        b = transform.anomalies(a) * transform.scale
         if self.rtpp:
             b = rtpp(a, b, self.rtpp)
         if self.rtps:
@@ -121,7 +124,7 @@ class EnsembleFilter(Filter):
         if self.inflation != 1:
             b = b * self.inflation
 
-        return mean + transform.weights @ a + b
+        return mean + (transform.weights * transform.scale) @ a + b
 
     def analyse(
         self, ensemble: Tensor, predicted: Tensor, observed: ObservedTime, run: Run

@@ -6,7 +6,7 @@ from ensembles import SYSTEM, exact, linear_twin, moments, values
 
 import sda
 from dynamics import Lorenz96
-from sda.classical import ETKF, DEnKF, EnKF, EnKFN, EnKS
+from sda.classical import ETKF, DEnKF, EnKF, EnKFN, EnKS, Gaussian
 from sda.observation import Select
 
 KINDS = {"etkf": ETKF, "enkf": EnKF, "denkf": DEnKF, "enkfn": EnKFN}
@@ -100,6 +100,21 @@ def test_rotated_members_remain_trajectories() -> None:
     plain = ETKF(system, 20, rotation=True).assimilate(observations, 1, dtype="float64")
     first = (values(plain, system).mean(0) - values(truth, system)[0, ::2]).reshape(11, -1)
     assert rmse[:10].mean() < 0.9 * np.sqrt(np.square(first[:5]).mean(1)).mean()
+
+
+@pytest.mark.parametrize("observed", [Select(every=2), Select(every=2, region={"site": (1, 3)})])
+def test_its_own_inflation_does_not_pile_up_on_the_past(observed) -> None:
+    system = Lorenz96(dimension=8)
+    truth = system.simulate(1, 61, spinup=100, seed=0, progress=False).isel(member=0)
+    initial = Gaussian(values(truth, system)[0, 0], 1.0)
+    spreads = []
+    for length in (11, 31, 61):
+        observations = sda.observe(truth.isel(time=slice(length)), observed, std=0.5, seed=0)
+        result = EnKS(system, 6, analysis="enkfn").assimilate(
+            observations, 1, initial=initial, time=truth["time"][:length], dtype="float64"
+        )
+        spreads.append(values(result, system)[:, 0].std(0).max())
+    assert spreads[0] >= spreads[1] >= spreads[2]
 
 
 def test_repetitions_do_not_depend_on_each_other() -> None:
