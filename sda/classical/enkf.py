@@ -6,9 +6,10 @@ Every member assimilates the observations with a perturbation of its own,
     K = A'ᵀ Y (Yᵀ Y + (N - 1) R)⁻¹,
 
 with the anomalies `A'` of the states and `Y` of the predictions. The perturbations are centred, so
-that the mean is updated as in the Kalman filter and not by their sampling error, and rescaled, so
-that their variance is R. In the form of
-`ensemble.py`, with `D` the perturbations in units of the error,
+that the mean is updated as in the Kalman filter and not by their sampling error, and multiplied by
+`√(N / (N - 1))`, as in the reference implementation DAPPER. Their sample covariance, normalised by
+N - 1, is then `N / (N - 1) · R` on average, not R: a slight inflation, by which small ensembles are
+safer. In the form of `ensemble.py`, with `D` the perturbations in units of the error,
 
     w = d G,    T = I + (D - S) G.
 
@@ -46,7 +47,7 @@ class EnKF(EnsembleFilter):
         S, d = whiten(predicted, observed)
         D = run.noise.normal("observation", predicted.shape[1:])
         F, B = gain(S)
-        # Centring takes 1/N of the variance away.
+        # Centring takes 1/N of each perturbation's variance away: this gives it back.
         D = (D - D.mean(1, keepdim=True)) * math.sqrt(self.members / (self.members - 1))
         left = (D - S) @ F
 
