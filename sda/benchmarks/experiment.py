@@ -10,7 +10,7 @@ repetition r of an experiment with seed s is always the same twin.
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,15 @@ if TYPE_CHECKING:
 SCORED, TUNED = 0, 1
 TRUTH, ERRORS, METHOD, STATES, THINNING = range(5)
 SCORED_TIMES = ("analysis", "all")
+# Keys that hold mappings, with an example of each.
+EXAMPLES = {
+    "system": "{name: lorenz63, dt: 0.01}",
+    "observing": "{first: 1, every: 5, std: 1.0}",
+    "initial": "{mean: truth, std: 1.0}",
+    "model": "{reynolds: 700.0}",
+    "entries": "{etkf: {inflation: 1.02}}",
+    "tuning": "{trials: 20}",
+}
 # Spun-up trajectories are read off several times, so that many states cost few trajectories.
 PER_TRAJECTORY, SPACING = 8, 16
 
@@ -65,13 +74,14 @@ class Experiment:
         config: The configuration, as plain types.
 
     Raises:
-        ValueError: If a key is missing or out of range.
+        ValueError: If a key is missing, of another kind or out of range.
     """
 
     config: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         config = self.config
+        check_kinds(config)
         if missing := [key for key in ("system", "observing") if not config.get(key)]:
             raise ValueError(f"an experiment needs the keys {missing}, got {sorted(config)}")
         if self.scored not in SCORED_TIMES:
@@ -182,7 +192,7 @@ class Experiment:
         return self.system.layout.times(self.length)
 
     def steps(self) -> list[int]:
-        """The states that are observed: every so manieth, without gaps, and a share of those.
+        """The states that are observed: every n-th, without gaps, and a share of those.
 
         Raises:
             ValueError: If none is left.
@@ -194,8 +204,6 @@ class Experiment:
             steps = steps[(self.time[steps] < start) | (self.time[steps] > stop)]
         share = observing.get("share")
         if share is not None:
-            if not 0 < share <= 1:
-                raise ValueError(f"observing.share must be in (0, 1], got {share}")
             # The same times in all repetitions, so that they can run together.
             keep = member_generator(self.seed, 0, THINNING).random(self.length) < share
             steps = steps[keep[steps]]
@@ -210,11 +218,31 @@ class Experiment:
         """The same experiment over about so many observed times after burn-in, at most its own."""
 
         observing = self.config["observing"]
-        before = math.floor(self.burn_in / self.dt)
-        length = max(before, observing["first"]) + cycles * observing["every"] + 1
+        if observing.get("times") is None:
+            before = math.floor(self.burn_in / self.dt)
+            length = max(before, observing["first"]) + cycles * observing["every"] + 1
+        else:
+            after = sorted(time for time in observing["times"] if time > self.burn_in)
+            if len(after) <= cycles:
+                return self
+            # The first state that is not before the last time kept, but for rounding.
+            length = math.ceil(after[cycles - 1] / self.dt - 1e-6) + 1
         if length >= self.length:
             return self
-        return Experiment({**self.config, "cycles": None, "length": length})
+        last = self.time[length - 1] + 1e-6 * self.dt
+
+        def early(each: Mapping[str, Any]) -> dict[str, Any]:
+            times = each.get("times")
+            return {**each} if times is None else {**each, "times": [t for t in times if t <= last]}
+
+        more = [early(each) for each in self.config.get("more_observing") or []]
+        changes = {
+            "observing": early(observing),
+            "more_observing": [each for each in more if each.get("times") != []],
+            "cycles": None,
+            "length": length,
+        }
+        return Experiment({**self.config, **changes})
 
     def seeds(self, repetition: int, stream: int = SCORED) -> dict[str, int]:
         """The seeds of a repetition, one for each purpose."""
@@ -299,7 +327,8 @@ class Experiment:
         """What is observed: `observing`, and each of `more_observing` that changes some of it."""
 
         common = dict(self.config["observing"])
-        if common.get("times") is None and (common.get("gaps") or common.get("share")):
+        thinned = bool(common.get("gaps")) or common.get("share") is not None
+        if common.get("times") is None and thinned:
             common["steps"] = self.steps()
         more: Sequence[Mapping[str, Any]] = self.config.get("more_observing") or []
         return [common, *({**common, **each} for each in more)]
@@ -366,6 +395,54 @@ class Experiment:
         # One state of each trajectory before the second of any.
         states = np.swapaxes(states, 0, 1).reshape(-1, *model.layout.shape)
         return torch.from_numpy(np.ascontiguousarray(states[:number]))
+
+
+def check_kinds(config: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` that names the key where a mapping, a list or a number is missing."""
+
+    def number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    def mapping(value: Any) -> bool:
+        return isinstance(value, Mapping)
+
+    def sequence(value: Any) -> bool:
+        return isinstance(value, Sequence) and not isinstance(value, str)
+
+    def expect(key: str, value: Any, fits: Callable[[Any], bool], what: str) -> None:
+        if value is not None and not fits(value):
+            raise ValueError(f"{key} must be {what}, got {value!r}")
+
+    for key, example in EXAMPLES.items():
+        expect(key, config.get(key), mapping, f"a mapping such as {example}")
+    for key, entry in (config.get("entries") or {}).items():
+        if not mapping(entry):
+            raise ValueError(
+                f"entries.{key} must be a mapping such as {{method: etkf, inflation: 1.02}}, "
+                f"got {entry!r}"
+            )
+    more, what = config.get("more_observing"), "a list of mappings such as [{std: 0.5}]"
+    expect("more_observing", more, lambda m: sequence(m) and all(map(mapping, m)), what)
+    for prefix, each in (("observing", config.get("observing")), *(
+        (f"more_observing[{position}]", each) for position, each in enumerate(more or [])
+    )):  # fmt: skip
+        each = each or {}
+        expect(
+            f"{prefix}.gaps", each.get("gaps"),
+            lambda gaps: sequence(gaps) and all(
+                sequence(gap) and len(gap) == 2 and all(map(number, gap)) for gap in gaps
+            ),
+            "a list of pairs such as [[1.0, 2.5]]",
+        )  # fmt: skip
+        expect(
+            f"{prefix}.times", each.get("times"),
+            lambda times: sequence(times) and len(times) > 0 and all(map(number, times)),
+            "a list of times such as [1.0, 2.5]",
+        )  # fmt: skip
+        expect(
+            f"{prefix}.share", each.get("share"),
+            lambda share: number(share) and 0 < share <= 1, "a number in (0, 1]",
+        )  # fmt: skip
 
 
 def field(key: str, value: Any, layout: Layout) -> Tensor:

@@ -6,8 +6,10 @@ ones take the experiment's prior, or a Gaussian one that is fitted to simulation
 system; they know no model, and the first state only by the climatology that they have learned.
 """
 
+import contextlib
 import importlib
 import inspect
+import json
 import math
 import time
 import warnings
@@ -16,11 +18,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 import xarray as xr
+
+from dynamics.simulate import compute_device
+from dynamics.system import System
 
 from ..climatology import Climatology
 from ..prior import Prior
@@ -49,6 +54,9 @@ class Kind:
 INFLATION = (1.0, 1.01, 1.02, 1.04, 1.07, 1.1, 1.15, 1.2, 1.3, 1.5)
 FACTOR = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 RADIUS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+LAG = (1, 2, 4, 8, 16)
+# Of particle filters: the bandwidth of the kernel and the effective number that resamples.
+BANDWIDTH, THRESHOLD = (0.2, 0.4, 0.7, 0.9, 1.3, 1.8, 2.4), (0.05, 0.2, 0.3, 0.5)
 METHODS: dict[str, Kind] = {
     "climatology": Kind("Climatological", BASELINE, "Climatology"),
     "oi": Kind("OptimalInterpolation", BASELINE, "Optimal interpolation"),
@@ -61,9 +69,14 @@ METHODS: dict[str, Kind] = {
     "etkf": Kind("ETKF", CLASSICAL, "ETKF", {"inflation": INFLATION}),
     "letkf": Kind("LETKF", CLASSICAL, "LETKF", {"inflation": INFLATION, "radius": RADIUS}),
     "enkfn": Kind("EnKFN", CLASSICAL, "EnKF-N"),
-    "enks": Kind("EnKS", CLASSICAL, "EnKS", {"inflation": INFLATION}),
-    "ienks": Kind("IEnKS", CLASSICAL, "IEnKS", {"inflation": INFLATION}),
-    "pf": Kind("ParticleFilter", CLASSICAL, "Particle filter"),
+    "enks": Kind("EnKS", CLASSICAL, "EnKS", {"inflation": INFLATION, "lag": LAG}),
+    "ienks": Kind("IEnKS", CLASSICAL, "IEnKS", {"inflation": INFLATION, "lag": LAG}),
+    "pf": Kind(
+        "ParticleFilter",
+        CLASSICAL,
+        "Particle filter",
+        {"regularisation": BANDWIDTH, "threshold": THRESHOLD},
+    ),
     "ps": Kind("ParticleSmoother", CLASSICAL, "Particle smoother"),
     "gaussian": Kind(None, BASELINE, "Gaussian prior"),
     "sda": Kind(None, SCORE_BASED, "Score-based (sda)"),
@@ -76,8 +89,14 @@ SET = (
     "prior", "observations", "seed", "out", "task", "time", "overwrite", "resume", "progress",
     "dtype", "device",
 )  # fmt: skip
+# The plain types of parameters, in words.
+WORDS: dict[Any, str] = {
+    int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null",
+}  # fmt: skip
 # Squared innovations over their expectation, up to which an ensemble is not lost.
 CONSISTENT = 4.0
+# Methods that need the climatology of their model, unless they are given a covariance.
+CLIMATOLOGICAL = ("climatology", "oi", "3dvar")
 # Spun-up states to draw from, at least.
 FEWEST_STATES = 16
 # Those of the simulations that a Gaussian prior is fitted to.
@@ -135,9 +154,11 @@ def resolve(experiment: Experiment, names: Sequence[str] | None = None) -> list[
     if names is None:
         names = list(entries)
     if not names:
+        reason = f"experiment {experiment.name!r} has no entries" if not entries else (
+            f"methods is empty: leave it out for all entries ({', '.join(entries)}), or"
+        )  # fmt: skip
         raise ValueError(
-            f"experiment {experiment.name!r} has no entries: give methods=[…], of "
-            f"{', '.join(METHODS)}"
+            f"{reason}{':' if not entries else ''} give methods=[…], of {', '.join(METHODS)}"
         )
     specs: dict[str, Spec] = {}
     for name in map(str, names):
@@ -192,6 +213,7 @@ def make(experiment: Experiment, key: str, entry: Mapping[str, Any]) -> Spec:
                 f"{key}: unknown parameter {name!r} of {method}{hint(name, list(known))}: "
                 f"expected among {', '.join(known)}"
             )
+    check_types(key, method, parameters)
     if "members" in known and "members" not in parameters:
         members = experiment.config.get("members")
         if members is None and known["members"] is inspect.Parameter.empty:
@@ -207,7 +229,21 @@ def make(experiment: Experiment, key: str, entry: Mapping[str, Any]) -> Spec:
             f"out, or give prior=…, a shipped prior or the folder of one that `sda train` wrote"
         )
     published = entry.get("published")
+    if published is not None and not of_types(published, (float,)):
+        raise ValueError(f"{key}: published must be a number or null, got {published!r}")
     search = entry.get("search", METHODS[method].search) or {}
+    if not isinstance(search, Mapping) or not all(
+        isinstance(values, Sequence) and not isinstance(values, str) for values in search.values()
+    ):
+        raise ValueError(
+            f"{key}: search must be a mapping of lists such as {{inflation: [1.0, 1.1]}}, "
+            f"got {search!r}"
+        )
+    changes = entry.get("model") or {}
+    if not isinstance(changes, Mapping):
+        raise ValueError(
+            f"{key}: model must be a mapping of arguments of the system, got {changes!r}"
+        )
 
     return Spec(
         key=key,
@@ -215,9 +251,32 @@ def make(experiment: Experiment, key: str, entry: Mapping[str, Any]) -> Spec:
         label=str(entry.get("label") or default_label(method, parameters)),
         parameters=parameters,
         published=math.nan if published is None else float(published),
-        model=dict(entry.get("model") or {}),
+        model=dict(changes),
         search={str(name): list(values) for name, values in search.items() if name in known},
     )
+
+
+def check_types(key: str, method: str, parameters: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` that names a number, flag or word which is something else."""
+
+    target = METHODS[method].target
+    if target is None:
+        from ..assimilation import assimilate
+    found = inspect.signature(assimilate if target is None else method_class(method)).parameters
+    for name, value in parameters.items():
+        annotation = found[name].annotation if name in found else int | None
+        types = get_args(annotation) or (annotation,)
+        if set(types) <= set(WORDS) and not of_types(value, types):
+            expected = " or ".join(WORDS[each] for each in types)
+            raise ValueError(f"{key}: {name} of {method} must be {expected}, got {value!r}")
+
+
+def of_types(value: Any, types: Sequence[Any]) -> bool:
+    """Whether a value is of one of some plain types; an integer is a number, a flag is none."""
+
+    if isinstance(value, bool):
+        return bool in types
+    return isinstance(value, tuple(types)) or (isinstance(value, int) and float in types)
 
 
 def unique_labels(specs: Sequence[Spec]) -> None:
@@ -304,11 +363,15 @@ class Workbench:
     Arguments:
         experiment: The experiment.
         device: The device to run on.
+
+    Raises:
+        ValueError: If there is no such device on this machine.
     """
 
     def __init__(self, experiment: Experiment, device: torch.device | str = "cpu") -> None:
-        self.experiment, self.device = experiment, torch.device(device)
+        self.experiment, self.device = experiment, compute_device(device)
         self.gaussians: dict[tuple[Any, ...], Prior] = {}
+        self.long_runs: dict[str, xr.Dataset] = {}
 
     @cached_property
     def prior(self) -> Prior:
@@ -382,15 +445,37 @@ class Workbench:
         except (ValueError, TypeError) as error:
             raise type(error)(f"{spec.key}: {error}") from error
 
+    def method(self, spec: Spec, model: System) -> Any:
+        """A classical method that runs a model.
+
+        Raises:
+            ValueError: If its parameters are out of range.
+        """
+
+        parameters = dict(spec.parameters)
+        if parameters.get("climatology") == "prior":
+            parameters["climatology"] = self.climatology()
+        return method_class(spec.method)(model, **parameters)
+
+    def long_run(self, spec: Spec, model: System) -> xr.Dataset:
+        """The long run of a model: the same for all methods, whose time it is no part of."""
+
+        from ..classical.background import long_run
+
+        key = json.dumps(dict(spec.model), sort_keys=True, default=str)
+        if key not in self.long_runs:
+            self.long_runs[key] = long_run(model)
+        return self.long_runs[key]
+
     def assimilate(self, spec: Spec, twins: Sequence[Twin]) -> list[Outcome]:
         """Runs a classical method; what it costs is shared between the twins."""
 
         experiment = self.experiment
         model = experiment.model(spec.model)
-        parameters = dict(spec.parameters)
-        if parameters.get("climatology") == "prior":
-            parameters["climatology"] = self.climatology()
-        method = method_class(spec.method)(model, **parameters)
+        method = self.method(spec, model)
+        if spec.method in CLIMATOLOGICAL and method.climatology is None:
+            if getattr(method, "covariance", None) is None:
+                method.climatology = self.long_run(spec, model)
         # Variational methods start from one state, and from the covariance of many.
         number = max(int(method.draws), FEWEST_STATES)
         starts = [experiment.initial(twin, number, model) for twin in twins]
@@ -428,6 +513,10 @@ class Workbench:
                         outcome.diverged, outcome.diverged_time = True, when
                 if experiment.scored == "all":
                     posterior = forecasts(posterior, model, twin, experiment.dtype)
+                    when = lost_forecast(posterior)
+                    if math.isfinite(when) and not outcome.diverged:
+                        outcome.diverged, outcome.diverged_time = True, when
+                        outcome.message = "a forecast from an analysis is not finite"
                 outcome.posterior = posterior
             outcomes.append(outcome)
         return outcomes
@@ -473,25 +562,30 @@ def recovered(posterior: xr.Dataset, when: float) -> bool:
     """Whether a filter that has lost the truth finds it again.
 
     Small ensembles of a system with two wings lose the truth for some cycles now and then, and
-    published scores count those cycles. It has diverged if from then on its squared innovations are
-    mostly several times what it expects, or values are not finite.
+    published scores count those cycles. It has diverged if from then on, or at the end, its squared
+    innovations are mostly several times what it expects, or values are not finite.
 
     Arguments:
         posterior: The analysis ensemble.
         when: The time at which it was lost.
     """
 
+    from ..classical.base import PATIENCE
+
     ratio = posterior.get("innovation_chi_square")
     if ratio is None or not all(np.isfinite(v.values).all() for v in posterior.values()):
         return False
     since = ratio.values[posterior["time"].values >= when]
-    return bool(len(since) > 0 and np.median(since) <= CONSISTENT)
+    if not len(since):
+        return False
+    return bool(max(np.median(since), np.median(since[-PATIENCE:])) <= CONSISTENT)
 
 
 def forecasts(posterior: xr.Dataset, model: Any, twin: Twin, dtype: torch.dtype) -> xr.Dataset:
     """An analysis ensemble with its own forecasts between analyses, at all times of the model.
 
-    Between the first time and the first analysis there is no estimate: it stays NaN.
+    Between the first time and the first analysis there is no estimate: it stays NaN. So does a
+    forecast that cannot be made, since its analysis has diverged.
     """
 
     from dynamics.random import normal
@@ -507,9 +601,22 @@ def forecasts(posterior: xr.Dataset, model: Any, twin: Twin, dtype: torch.dtype)
         if model.stochastic and stop - start > 1:
             shape = (stop - start - 1, *layout.shape)
             noise = normal(twin.seeds["states"], range(len(states)), shape, 2, number, dtype=dtype)
-        with torch.no_grad():
+        filled[:, start] = states[:, number]
+        with torch.no_grad(), contextlib.suppress(FloatingPointError):
             filled[:, start:stop] = model.rollout(states[:, number], stop - start, noise)
     return layout.to_dataset(filled, time, posterior["member"].values, posterior.attrs)
+
+
+def lost_forecast(posterior: xr.Dataset) -> float:
+    """The first time, after that of the first estimate, of a state that is not finite, or NaN."""
+
+    finite = np.ones(posterior.sizes["time"], dtype=bool)
+    for variable in posterior.values():
+        values = variable.transpose("time", ...).values
+        finite &= np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    first = int(finite.argmax())
+    lost = np.flatnonzero(~finite[first:])
+    return float(posterior["time"].values[first + lost[0]]) if len(lost) else math.nan
 
 
 def measure(

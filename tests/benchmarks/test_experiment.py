@@ -6,6 +6,7 @@ import torch
 
 from sda import config
 from sda.benchmarks.experiment import SCORED, TUNED, Experiment, Twin, load
+from sda.benchmarks.methods import METHODS, Workbench, resolve
 from sda.observation.sequence import sequence
 
 
@@ -119,6 +120,21 @@ def test_shortened():
     assert long.shortened(10**6) is long
 
 
+def test_shortened_with_times():
+    every = [0.1 * (i + 1) for i in range(40)]
+    more = [{"times": [0.25, 3.0], "std": 0.5}, {"times": [3.9]}]
+    long = small(
+        cycles=None, length=501, burn_in=1.0, observing=observing(times=every), more_observing=more
+    )
+    short = long.shortened(10)
+    # Ten times after the burn-in, the last of them at the last state.
+    assert short.config["observing"]["times"] == every[: len(every) // 2]
+    assert np.isclose(short.time[-1], 2.0)
+    assert [each["times"] for each in short.config["more_observing"]] == [[0.25]]
+    assert len(short.twin(0).observations) == 20 * 3 + 3
+    assert long.shortened(30) is long
+
+
 def test_a_wrong_model_leaves_the_truth_alone():
     right, wrong = small(), small(model={"rho": 20.0})
     assert right.twin(0).truth.identical(wrong.twin(0).truth)
@@ -140,6 +156,17 @@ BAD = {
     "text": ({"initial": {"mean": "far", "std": 1.0}}, "must be a number"),
     "negative": ({"initial": {"std": -1.0}}, "must not be negative"),
     "share": ({"observing": observing(share=1.5)}, r"in \(0, 1\]"),
+    "no share": ({"observing": observing(share=0)}, r"observing.share must .* in \(0, 1\], got 0"),
+    "gaps": ({"observing": observing(gaps=5)}, "observing.gaps must be a list of pairs.*got 5"),
+    "gap": ({"observing": observing(gaps=[[1.0]])}, "observing.gaps must be a list of pairs"),
+    "times": ({"observing": observing(times=3)}, "observing.times must be a list of times"),
+    "more": ({"more_observing": 5}, "more_observing must be a list of mappings.*got 5"),
+    "more gaps": ({"more_observing": [{"gaps": 5}]}, r"more_observing\[0\].gaps must be"),
+    "initial": ({"initial": 5}, "initial must be a mapping.*got 5"),
+    "model": ({"model": 5}, "model must be a mapping.*got 5"),
+    "tuning": ({"tuning": 5}, "tuning must be a mapping.*got 5"),
+    "entries": ({"entries": ["etkf"]}, "entries must be a mapping"),
+    "entry": ({"entries": {"etkf": 5}}, "entries.etkf must be a mapping.*got 5"),
 }
 
 
@@ -161,4 +188,12 @@ def test_every_experiment_is_complete(name):
     assert experiment.model().layout.shape == experiment.system.layout.shape
     if name.startswith("sakov"):
         assert all(entry["published"] > 0 for entry in experiment.entries.values())
-        assert load(name).config["cycles"] >= 1000
+        full = load(name)
+        assert sum(full.time[step] > full.burn_in for step in full.steps()) >= 1000
+    if experiment.entries:
+        # Every method is built, so that its parameters are in range.
+        bench = Workbench(experiment)
+        for spec in resolve(experiment):
+            if METHODS[spec.method].target is not None:
+                method = bench.method(spec, experiment.model(spec.model))
+                assert method.members == spec.parameters.get("members", method.members)

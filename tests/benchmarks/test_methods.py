@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from sda.benchmarks.experiment import Experiment, load
-from sda.benchmarks.methods import METHODS, Workbench, forecasts, measure, resolve, signature
+from sda.benchmarks.methods import (
+    METHODS,
+    Workbench,
+    forecasts,
+    lost_forecast,
+    measure,
+    recovered,
+    resolve,
+    signature,
+)
+from sda.classical import OptimalInterpolation
 
 
 def experiment(entries=None, **changes):
@@ -52,6 +63,17 @@ BAD = {
                   "a: unknown parameter 'infl'.*inflation"),
     "prior": (None, ["sda"], "sda needs a prior.*'spring' names none"),
     "nothing": (None, None, "no entries: give methods"),
+    "empty": ({"a": {"method": "etkf"}}, [], r"methods is empty.*all entries \(a\)"),
+    "search": ({"a": {"method": "etkf", "search": 3}}, None, "a: search must be a mapping"),
+    "values": ({"a": {"method": "etkf", "search": {"inflation": 3}}}, None, "a: search must be"),
+    "published": ({"a": {"method": "etkf", "published": "abc"}}, None,
+                  "a: published must be a number or null, got 'abc'"),
+    "number": ({"a": {"method": "etkf", "inflation": "big"}}, None,
+               "a: inflation of etkf must be a number, got 'big'"),
+    "flag": ({"a": {"method": "etkf", "rotation": "perhaps"}}, None,
+             "a: rotation of etkf must be true or false, got 'perhaps'"),
+    "no flag": ({"a": {"method": "etkf", "inflation": True}}, None, "must be a number, got True"),
+    "model": ({"a": {"method": "etkf", "model": 5}}, None, "a: model must be a mapping"),
     "labels": ({"a": {"method": "etkf", "label": "x"}, "b": {"method": "enkf", "label": "x"}}, None,
                "same label 'x'"),
 }  # fmt: skip
@@ -62,6 +84,12 @@ def test_bad_input(case):
     entries, names, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         resolve(experiment(entries), names)
+
+
+@pytest.mark.parametrize("device", ["foo", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_devices_that_are_not_there(device):
+    with pytest.raises(ValueError, match=f"device '{device}' is not available"):
+        Workbench(experiment(), device)
 
 
 def test_wrong_arguments_name_the_entry():
@@ -118,6 +146,82 @@ def test_what_diverges_is_an_outcome():
     spec = resolve(e, ["etkf_24"])[0].with_parameters(members=2, inflation=1.0)
     outcome = Workbench(e).run(spec, e.twin(0))
     assert outcome.diverged and 0 < outcome.diverged_time <= e.time[-1]
+
+
+class Fragile:
+    """A system whose states may not be larger than 100."""
+
+    def __init__(self, system):
+        self.system, self.layout, self.stochastic = system, system.layout, False
+
+    def rollout(self, x, length, noise=None):
+        if x.abs().max() > 100:
+            raise FloatingPointError("the state is not finite")
+        return self.system.rollout(x, length, torch.zeros(len(x), length - 1, 2).to(x))
+
+
+def test_a_forecast_that_breaks_down_is_an_outcome(monkeypatch):
+    e = experiment({"etkf": {}}, scored="all")
+    twin = e.twin(0)
+    analysis = Workbench(experiment({"etkf": {}})).run(resolve(e)[0], twin).posterior
+    wild = analysis.copy(deep=True)
+    wild["x"][3, 7] = 1e3
+    filled = forecasts(wild, Fragile(e.system), twin, torch.float64)
+    when = float(analysis["time"][7])
+    # All forecasts but that one, and the analysis itself.
+    broken = np.isnan(filled["y"]).any("member").values
+    assert np.flatnonzero(broken).tolist() == [0, 1, 17]
+    assert np.isclose(lost_forecast(filled), when + 1)
+    assert np.isnan(lost_forecast(forecasts(analysis, e.system, twin, torch.float64)))
+
+    from dynamics import LinearGaussian
+
+    def rollout(self, x, length, noise=None):
+        raise FloatingPointError("the state is not finite")
+
+    monkeypatch.setattr(LinearGaussian, "rollout", rollout)
+    outcome = Workbench(e).run(resolve(e)[0], twin)
+    assert outcome.diverged and outcome.diverged_time == 3 and "forecast" in outcome.message
+
+
+def test_what_was_found_again_must_be_held_to_the_end():
+    def filtered(ratio):
+        time = np.arange(float(len(ratio)))
+        content = {"x": (("member", "time"), np.zeros((2, len(ratio))))}
+        return xr.Dataset(
+            content, {"time": time, "innovation_chi_square": ("time", np.asarray(ratio))}
+        ).reset_coords("innovation_chi_square")
+
+    good, bad = [1.0] * 100, [50.0] * 15
+    assert recovered(filtered(bad + good), 0.0)
+    assert not recovered(filtered(bad * 8 + good), 0.0)
+    # Consistent most of the time, but lost again at the end.
+    assert not recovered(filtered(bad + good + bad), 0.0)
+    assert not recovered(filtered(good), 200.0)
+
+
+def test_the_long_run_is_shared(monkeypatch):
+    from sda.classical import background
+
+    calls = []
+    original = background.long_run
+
+    def short(system):
+        calls.append(system)
+        return original(system, states=64, spinup=16)
+
+    monkeypatch.setattr(background, "long_run", short)
+    entries = {"climatology": {}, "oi": {}, "3dvar": {"factor": 0.1}}
+    e = experiment(entries | {"other": {"method": "oi", "label": "x", "model": {"decay": 0.9}}})
+    bench, twins = Workbench(e), [e.twin(r) for r in range(2)]
+    found = [bench.run(spec, twin).posterior for spec in resolve(e) for twin in twins]
+    # One of the experiment's model, and one of the model of that entry.
+    assert len(calls) == 2
+    alone = OptimalInterpolation(e.system, 8).assimilate(
+        twins[1].observations, twins[1].seeds["methods"], time=e.time,
+        initial=e.initial(twins[1], 16), dtype=torch.float64,
+    )  # fmt: skip
+    assert np.allclose(alone["x"], found[3]["x"])
 
 
 def test_repetitions_side_by_side_are_the_same():
