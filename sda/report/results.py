@@ -143,6 +143,24 @@ class Results:
 
         return np.full(self.shape, np.nan) if times is None else times
 
+    @cached_property
+    def lost(self) -> NDArray[np.bool_]:
+        """Which runs lost the truth for a while and found it again; their scores count."""
+
+        times = self._runs("lost_time")
+
+        return np.zeros(self.shape, bool) if times is None else np.isfinite(times) & ~self.diverged
+
+    @cached_property
+    def failed_members(self) -> NDArray[np.int_]:
+        """How many members of each run failed and were left out of its scores."""
+
+        numbers = self._runs("failed_members")
+        if numbers is None:
+            return np.zeros(self.shape, int)
+
+        return np.where(self.diverged, 0, np.nan_to_num(numbers)).astype(int)
+
     @property
     def shape(self) -> tuple[int, int]:
         """The numbers of methods and repetitions."""

@@ -49,7 +49,7 @@ def add_score(
     flags = best(values, score.goal, eligible(results))
     columns.append(Column(score.title, score.hint))
     for i, row in enumerate(cells):
-        mark = "†" if results.diverged[i].any() and known[i].n else ""
+        mark = marks(results, i) if known[i].n else ""
         if main and results.diverged[i].any() and not known[i].n:
             row.append(Cell(tag("em", "diverged"), None, "lost"))
         else:
@@ -68,6 +68,15 @@ def add_score(
         share, error = relative(ours, value)
         spread = f" ± {100 * error:.1f}" if ours.n > 1 else ""
         row.append(Cell(f"{percent(share)}{spread}", share))
+
+
+def marks(results: Results, method: int) -> str:
+    """The signs of the footnotes of the caption that a method's scores need."""
+
+    lost, again, failed = results.diverged, results.lost, results.failed_members > 0
+    signs = (("†", lost), ("‡", again), ("§", failed))
+
+    return "".join(sign for sign, runs in signs if runs[method].any())
 
 
 def eligible(results: Results) -> NDArray[np.bool_]:
@@ -93,6 +102,12 @@ def caption(results: Results) -> str:
     if results.diverged.any():
         words += (
             " †: some runs diverged; the numbers are of the others, and the method is not ranked."
+        )
+    if results.lost.any():
+        words += " ‡: some runs lost the truth for a while and found it again; their numbers count."
+    if results.failed_members.any():
+        words += (
+            " §: some members of a run failed and were left out; the numbers are of the others."
         )
     if (results.ran.sum(axis=1) < n).any():
         words += " A method with fewer runs than others is not ranked."
@@ -158,6 +173,10 @@ def runs(results: Results, method: Method) -> Cell:
     words = [str(ended)]
     if lost:
         words.append(f"{lost} diverged")
+    if again := int(results.lost[i].sum()):
+        words.append(f"{again} lost and found")
+    if failed := int(results.failed_members[i].sum()):
+        words.append(f"{failed} {'member' if failed == 1 else 'members'} failed")
     if missing := results.repetitions - made:
         words.append(f"{missing} not run")
     content = join([words[0], *(tag("small", word) for word in words[1:])])

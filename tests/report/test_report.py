@@ -154,6 +154,32 @@ def test_diverged_runs_are_named_and_enter_no_mean(written):
     assert "1 of 15 runs diverged and enter no mean: Particle filter N=4000." in page.text
 
 
+def test_runs_that_recovered_or_lost_members_are_marked(dataset, tmp_path):
+    plain = scores_of(dataset, "etkf_24", "sda", "pf")
+    text, page = page_of(plain, tmp_path)
+    assert "‡" not in text and "§" not in text
+    known = page.column("scores", "RMSE")
+
+    runs = ("method", "repetition")
+    lost, failed = np.full((2, 3, 3), np.nan)
+    lost[0, 1], lost[2, 0], lost[2, 1] = 12.5, 4.0, 33.25  # the last of them diverged
+    failed[0], failed[1], failed[2, 1] = 0, [1, 0, 2], 5
+    marked = plain.assign(lost_time=(runs, lost), failed_members=(runs, failed))
+    text, page = page_of(marked, tmp_path)
+    cells = page.column("scores", "RMSE")
+    signs = ["".join(c for c in cell["text"] if c in "†‡§") for cell in cells]
+    assert signs == ["‡", "§", "†‡"]
+    # A mark is all that changes: the numbers stay, and so does their ranking.
+    for key in ("value", "bold"):
+        assert [cell[key] for cell in cells] == [cell[key] for cell in known]
+    found = [cell["text"] for cell in page.column("scores", "Runs")]
+    assert found == [
+        "3 | 1 lost and found", "3 | 3 members failed", "2 | 1 diverged | 1 lost and found"
+    ]  # fmt: skip
+    assert "‡: some runs lost the truth for a while and found it again" in text
+    assert "§: some members of a run failed and were left out" in text
+
+
 def test_a_diverged_method_is_never_best(dataset, tmp_path):
     tempting = scores_of(dataset, "etkf_24", "pf")
     tempting["rmse"].loc[{"method": "pf"}] = 1e-3
