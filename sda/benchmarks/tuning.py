@@ -9,7 +9,6 @@ same work.
 """
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from dynamics.random import member_generator
 
 from .experiment import TUNED, Experiment, Twin
 from .methods import Spec, Workbench
+from .results import plain_json
 from .scoring import Target, score
 
 STRATEGIES = ("grid", "halving")
@@ -203,7 +203,7 @@ def tune_methods(
         old = known.get(spec.key)
         if old is None or not matches(old, spec, tuning):
             old = tune(tuning, bench, spec, say)
-            old["of"] = json.loads(json.dumps(dict(spec.parameters), default=str))
+            old["of"], old["search"] = plain_json(spec.parameters), plain_json(spec.search)
         found[spec.key] = old
         record({**known, **found})
         all_specs.append(tuned(spec, old))
@@ -212,8 +212,8 @@ def tune_methods(
 
 
 def matches(found: Mapping[str, Any], spec: Spec, tuning: Tuning) -> bool:
-    """Whether what was found is of this method with this budget."""
+    """Whether what was found is of this method with this search space and this budget."""
 
     budget = {"trials": tuning.trials, "cycles": tuning.cycles, "strategy": tuning.strategy}
-    same = json.loads(json.dumps(dict(spec.parameters), default=str))
-    return bool(found.get("budget") == budget and found.get("of") == same)
+    now = {"budget": budget, "of": plain_json(spec.parameters), "search": plain_json(spec.search)}
+    return all(found.get(key) == value for key, value in now.items())

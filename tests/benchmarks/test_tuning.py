@@ -9,7 +9,7 @@ from sda.benchmarks import tuning as module
 from sda.benchmarks.experiment import Experiment
 from sda.benchmarks.methods import METHODS, Workbench, resolve
 from sda.benchmarks.runner import benchmark
-from sda.benchmarks.tuning import Tuning, candidates, tune, tuned
+from sda.benchmarks.tuning import Tuning, candidates, tune, tune_methods, tuned
 
 INFLATIONS = [1.0, 1.05, 1.4, 3.0]
 
@@ -103,6 +103,30 @@ def test_both_variants_stay_and_resuming_does_not_tune_again(tmp_path, monkeypat
     again = benchmark(experiment(), repetitions=2, out=out, tune=True, resume=True)
     assert again["finished"].values.sum() == 6
     assert np.allclose(again["rmse"].values[:, 0], results["rmse"].values[:, 0])
+
+
+def test_what_was_found_is_of_the_same_search(monkeypatch):
+    e, tuned_keys = experiment(), []
+
+    def found(tuning, bench, spec, say):
+        tuned_keys.append(spec.key)
+        budget = {"trials": tuning.trials, "cycles": tuning.cycles, "strategy": tuning.strategy}
+        return {"parameters": {"inflation": 1.05}, "budget": budget}
+
+    monkeypatch.setattr(module, "tune", found)
+
+    def search(known, **changes):
+        entry = e.entries["etkf"] | changes
+        specs = resolve(Experiment({**e.config, "entries": {"etkf": entry}}))
+        given = (Tuning.of(e), Workbench(e), specs, known)
+        return tune_methods(*given, lambda done: None, lambda line: None)[1]
+
+    known = json.loads(json.dumps(search({})))
+    assert search(known) == known and tuned_keys == ["etkf"]
+    for changes in ({"search": {"inflation": [1.0, 1.1]}}, {"inflation": 1.4}, {"members": 12}):
+        tuned_keys.clear()
+        search(known, **changes)
+        assert tuned_keys == ["etkf"], changes
 
 
 def test_the_truth_that_tunes_is_never_scored():
