@@ -167,7 +167,8 @@ class Localisation:
         for points in self.groups:
             grid = np.unravel_index(points, self.layout.shape[1:])
             inside = np.stack([axis[index] for axis, index in zip(self.axes, grid, strict=True)])
-            centres = inside.mean(-1).T
+            # Not the mean: short tiles repeat a point, as often as their box makes them.
+            centres = ((inside.min(-1) + inside.max(-1)) / 2).T
             weights = self.weigh(self.distances(centres, places))
             seen = np.flatnonzero((weights > 0).any(0))
             every = len(self.groups) == 1 and self.tile == 1

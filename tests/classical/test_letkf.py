@@ -83,7 +83,7 @@ def test_it_is_one_analysis_for_each_point(name, monkeypatch) -> None:
     system, operator, arguments = CASES[name]
     observations = twin(system, operator, 3)
     results = []
-    for values in (2**19, 2**10):  # one patch, many patches
+    for values in (2**19, 2**7):  # one patch, many patches
         monkeypatch.setattr("sda.classical.letkf.PATCH_VALUES", values)
         method = LETKF(system, **{"members": 12, **arguments})
         recorder = Recorder(method)

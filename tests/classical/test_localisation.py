@@ -108,6 +108,24 @@ def test_patches_hold_the_weights_of_one_patch() -> None:
     torch.testing.assert_close(dense, whole.weights)
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("tile", [3, 5])
+def test_weights_of_tiles_do_not_depend_on_their_patches(name, tile) -> None:
+    layout, like = LAYOUTS[name], torch.zeros((), dtype=torch.float64)
+    given = columns(layout, 30)
+    found = []
+    for size in (1, 2, 1000):
+        parts = Localisation(layout, 1.0, tile=tile, patch=size).patches(given, like)
+        assert len(parts) == 1 or size < 1000
+        dense = torch.zeros(math.prod(layout.shape[1:]), 30, dtype=torch.float64)
+        for part in parts:
+            seen = torch.arange(30) if part.values is None else part.values
+            dense[part.points[..., None], seen] = part.weights[:, None]
+        found.append(dense)
+    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(found[1], found[2])
+
+
 def test_bad_arguments_are_named() -> None:
     layout = LAYOUTS["periodic line"]
     with pytest.raises(ValueError, match="radius must be positive.*got 0"):
