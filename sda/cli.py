@@ -109,17 +109,31 @@ def verify(config: Config) -> int:
     """Scores an ensemble against the truth.
 
     sda verify posterior=posterior.zarr truth=truth.zarr member=0 observations=observations.zarr
-    sda verify posterior=posterior.zarr truth=truth.zarr system=lorenz63
+    sda verify posterior=posterior.zarr truth=truth.zarr system=lorenz63 burn_in=1.0
+    sda verify posterior=posterior.zarr truth=truth.zarr reference=exact.zarr
     """
 
     from .config import build_system
+    from .store import open_dataset
     from .verification import summary
     from .verification import verify as score
 
     posterior, truth, observations = experiment(config)
+    background, reference = (
+        None if config[name] is None else open_dataset(config[name])
+        for name in ("background", "reference")
+    )
     out = None if config["out"] is None else replaceable(config)
     system = build_system(config["system"]) if config["choices"]["system"] else None
-    scores = score(posterior, truth, observations, system)
+    scores = score(
+        posterior,
+        truth,
+        observations,
+        system,
+        background=background,
+        reference=reference,
+        burn_in=float(config["burn_in"]),
+    )
     say(str(summary(scores)))
     if out is not None:
         # Complete or not at all: old scores stay until the new ones are on disk.
@@ -170,6 +184,9 @@ def benchmark(config: Config) -> int:
     sda benchmark experiment=my/experiment.yaml out=runs/mine.zarr resume=true
     """
 
+    from dynamics.simulate import compute_device
+
+    compute_device(config["device"])
     from .benchmarks.experiment import from_verb
     from .benchmarks.results import summary
     from .benchmarks.runner import benchmark as run
@@ -366,7 +383,8 @@ def replaceable(config: Config) -> Path:
     out = Path(config["out"])
     if out.is_dir():
         raise FileExistsError(f"{str(out)!r} is a folder: it is left as it is, give another path")
-    inputs = [Path(config[key]) for key in ("posterior", "truth", "observations") if config[key]]
+    keys = ("posterior", "truth", "observations", "background", "reference")
+    inputs = [Path(config[key]) for key in keys if config[key]]
     if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
         raise FileExistsError(f"{str(out)!r} is read by the same command: give another path")
     if out.exists() and not config["overwrite"]:

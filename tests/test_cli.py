@@ -58,6 +58,55 @@ def test_end_to_end(twin):
     assert (twin / "posterior.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_verify_options(twin, tmp_path, capsys):
+    import sda
+
+    paths = {name: twin / f"{name}.zarr" for name in ("posterior", "truth", "observations")}
+    given = [f"{name}={path}" for name, path in paths.items()]
+    posterior = open_dataset(paths["posterior"])
+    # Half of the ensemble as forecasts, the other half as a reference.
+    for name, part in (("background", slice(0, 6)), ("reference", slice(6, 12))):
+        some = posterior.isel(member=part).load().drop_encoding()
+        some.to_zarr(tmp_path / f"{name}.zarr", consolidated=False)
+        given.append(f"{name}={tmp_path / name}.zarr")
+    words = ["member=1", "burn_in=0.2", f"out={tmp_path / 'scores.nc'}"]
+    assert run("verify", *given, *words) == 0
+    scores = open_dataset(tmp_path / "scores.nc").load()
+    expected = sda.verify(
+        posterior,
+        open_dataset(paths["truth"]).isel(member=1),
+        sda.Observations.load(paths["observations"]),
+        background=posterior.isel(member=slice(0, 6)),
+        reference=posterior.isel(member=slice(6, 12)),
+        burn_in=0.2,
+    )
+    for name in ("rmse_by_variable", "innovation_chi_square", "overall_desroziers_R", "w1", "mmd"):
+        assert np.allclose(scores[name], expected[name], equal_nan=True), name
+    whole = open_dataset(twin / "scores.nc")
+    assert not np.allclose(scores.rmse_by_variable, whole.rmse_by_variable)
+    assert "w1" not in whole and "innovation_chi_square" not in whole
+    capsys.readouterr()
+    assert run("verify", *given, "burn_in=-1") == cli.BAD_INPUT
+    assert "burn_in must be a number of at least 0, got -1" in capsys.readouterr().err
+    assert run("verify", *given, f"out={tmp_path / 'reference.zarr'}") == cli.BAD_INPUT
+
+
+def test_benchmark_looks_for_its_device_first(tmp_path, capsys):
+    out = tmp_path / "results.zarr"
+    assert run("benchmark", "experiment=sakov2008", "device=foo", f"out={out}") == cli.BAD_INPUT
+    assert "device 'foo' is not available" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_mean_may_be_a_list_where_the_file_has_a_word(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("initial: {mean: truth, std: 1.0}\ncycles: 4\nobserving: {first: 1}\n")
+    words = [f"experiment={file}", "out=unused"]
+    assert config.compose("benchmark", words)["initial"]["mean"] == "truth"
+    words.append("initial.mean=[1.0, 2.0, 3.0]")
+    assert config.compose("benchmark", words)["initial"]["mean"] == [1.0, 2.0, 3.0]
+
+
 def test_python_is_the_same_call(twin):
     import sda
 
