@@ -195,7 +195,10 @@ class Interpolation(Method):
         self, x: Tensor, predicted: Tensor, y: Tensor, observed: ObservedTime, B: Background,
         run: Run,
     ) -> Tensor:  # fmt: skip
-        """The analysis of each of many states `(repetition, member, channel, *space)`."""
+        """The analysis of each of many states `(repetition, member, channel, *space)`.
+
+        Where H is not linear, the first one is the background itself, without a perturbation.
+        """
 
         if observed.linear:
             rows, factor = self.gain(observed, B, run)
@@ -204,9 +207,10 @@ class Interpolation(Method):
 
         states = x.flatten(0, 1)
         y = y.expand(*x.shape[:2], -1).flatten(0, 1)
-        # First guess at the appropriate time: what the background predicts between two states.
+        # First guess at the appropriate time: what the background predicts between two states. The
+        # offset is the background's for all: the perturbations of the members count in full.
         at = predicted.expand(*x.shape[:2], -1).flatten(0, 1)
-        still = self.seen(x, observed).flatten(0, 1)
+        still = self.seen(x[:, :1], observed).expand(*x.shape[:2], -1).flatten(0, 1)
         offset = at - still if observed.frames > 1 else torch.zeros_like(at)
 
         def residual(v: Tensor) -> Tensor:
@@ -215,7 +219,7 @@ class Interpolation(Method):
 
         prior = x.new_zeros((len(states), B.size))
         found = gauss_newton(residual, prior, iterations=self.iterations)
-        run.evaluations += found.evaluations * x.shape[1]
+        run.evaluations += found.evaluations.sum().item() / len(x)
 
         return x + B.root(found.v).view(x.shape)
 

@@ -7,7 +7,8 @@ is minimised by Gauss–Newton steps: each solves `(I + Kᵀ K) δ = p - v - K�
 differentiation. That is incremental 4D-Var (Courtier et al. 1994) with control variables in which
 the background term is white. A step that does not lower the cost is halved.
 
-Every element of the batch has steps, step lengths and a convergence of its own.
+Every element of the batch has steps, step lengths and a convergence of its own: one that has
+converged stays where it is while others go on, so that it does not depend on them.
 
 References:
     | Courtier, Thépaut, Hollingsworth (1994), A strategy for operational implementation of 4D-Var,
@@ -32,14 +33,15 @@ class Minimum:
     Attributes:
         v: The minimisers, with shape `(B, k)`.
         cost: Their costs, with shape `(B)`.
-        iterations: The number of Gauss–Newton steps.
-        evaluations: The number of evaluations of `r` and of products with its Jacobian.
+        iterations: The number of Gauss–Newton steps of each, with shape `(B)`.
+        evaluations: The number of evaluations of `r` and of products with its Jacobian that each
+            took until it converged, with shape `(B)`.
     """
 
     v: Tensor
     cost: Tensor
-    iterations: int
-    evaluations: int
+    iterations: Tensor
+    evaluations: Tensor
 
 
 def gauss_newton(
@@ -59,8 +61,8 @@ def gauss_newton(
         start: Where to start (default: at `p`).
         iterations: The number of Gauss–Newton steps at most.
         inner: The number of conjugate-gradient iterations of each at most.
-        tolerance: Stops where a step lowers no cost by more than this part of it (default: by
-            precision).
+        tolerance: An element has converged where a step lowers its cost by no more than this part
+            of it (default: by precision).
 
     Returns:
         The minimum. Where the cost is not finite at the start, the start itself.
@@ -69,35 +71,41 @@ def gauss_newton(
     if tolerance is None:
         tolerance = 1e-6 if prior.dtype == torch.float32 else 1e-12
     v = prior.clone() if start is None else start.clone()
-    evaluations, done = 0, 0
     cost = torch.full_like(v[:, 0], torch.inf)
+    active = torch.ones_like(cost, dtype=torch.bool)
+    done = torch.zeros_like(cost, dtype=torch.long)
+    evaluations = torch.zeros_like(done)
     for _ in range(iterations):
         problem = Linearised(residual, v)
         r = problem.r
         cost = cost_of(v, prior, r)
         gradient = v - prior + problem.vjp(r)
-        step = conjugate_gradients(problem, -gradient, inner)
-        evaluations += problem.evaluations
-        done += 1
+        descent = torch.where(active[:, None], -gradient, 0)
+        step, products = conjugate_gradients(problem, descent, inner)
+        # The function itself and the gradient, besides.
+        evaluations += torch.where(active, products + 2, 0)
+        done += active
 
         length = torch.ones_like(cost)
         best, gain = v, torch.zeros_like(cost)
+        searching = active & torch.isfinite(cost)
         for _ in range(HALVINGS):
             candidate = v + length[:, None] * step
             with torch.no_grad():
                 reached = cost_of(candidate, prior, residual(candidate))
-            evaluations += 1
-            better = reached < cost
-            taken = better & (gain == 0)
+            evaluations += searching
+            taken = searching & (reached < cost)
             best = torch.where(taken[:, None], candidate, best)
             gain = torch.where(taken, cost - reached, gain)
             # A step that is as good as none, by rounding, is not halved.
             flat = (reached - cost).abs() <= tolerance * cost
-            if bool((gain.gt(0) | flat | ~torch.isfinite(cost)).all()):
+            searching = searching & ~(taken | flat)
+            if not bool(searching.any()):
                 break
-            length = torch.where(gain > 0, length, length / 2)
+            length = torch.where(searching, length / 2, length)
         v, cost = best, cost - gain
-        if not bool((gain > tolerance * cost).any()):
+        active = active & (gain > tolerance * cost)
+        if not bool(active.any()):
             break
 
     return Minimum(v, cost, done, evaluations)
@@ -123,25 +131,28 @@ class Linearised:
             value = function(self.v)
             self.dual = torch.zeros_like(value, requires_grad=True)
             (self.back,) = torch.autograd.grad(value, self.v, self.dual, create_graph=True)
-        self.value, self.r, self.evaluations = value, value.detach(), 1
+        self.value, self.r = value, value.detach()
 
     def vjp(self, u: Tensor) -> Tensor:
         """The product with the transpose of the Jacobian, `(B, m)` to `(B, k)`."""
 
-        self.evaluations += 1
         return torch.autograd.grad(self.value, self.v, u, retain_graph=True)[0]
 
     def jvp(self, d: Tensor) -> Tensor:
         """The product with the Jacobian, `(B, k)` to `(B, m)`."""
 
-        self.evaluations += 1
         return torch.autograd.grad(self.back, self.dual, d, retain_graph=True)[0]
 
 
-def conjugate_gradients(problem: Linearised, b: Tensor, iterations: int) -> Tensor:
-    """Solves `(I + Kᵀ K) δ = b` for every element of a batch."""
+def conjugate_gradients(problem: Linearised, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Solves `(I + Kᵀ K) δ = b` for every element of a batch.
+
+    Returns:
+        The solutions `(B, k)`, and the number of products with K or its transpose of each, `(B)`.
+    """
 
     x, r, p = torch.zeros_like(b), b, b
+    products = torch.zeros(len(b), dtype=torch.long, device=b.device)
     square = r.square().sum(1, keepdim=True)
     enough = square * (4 * torch.finfo(b.dtype).eps) ** 2
     for _ in range(iterations):
@@ -149,9 +160,10 @@ def conjugate_gradients(problem: Linearised, b: Tensor, iterations: int) -> Tens
         if not bool(active.any()):
             break
         product = p + problem.vjp(problem.jvp(p))
+        products += 2 * active[:, 0]
         alpha = torch.where(active, square / (p * product).sum(1, keepdim=True), 0)
         x, r = x + alpha * p, r - alpha * product
         before, square = square, r.square().sum(1, keepdim=True)
         p = torch.where(active, r + square / before * p, p)
 
-    return x
+    return x, products

@@ -22,7 +22,7 @@ exact posterior. A single member has none of these perturbations: it is the mode
 
 Windows are cycled: each ends where the next begins, and the analysis there is the next background.
 The first background is a draw of the first state's distribution, whose covariance is a Gaussian's
-own, or else the climatology's; for one member it is the mean.
+own, or else the climatology's times the factor; for one member it is the mean.
 
 References:
     | Le Dimet, Talagrand (1986), Variational algorithms for analysis and assimilation of
@@ -60,7 +60,8 @@ class FourDVar(Smoother):
         system: The system; `advance` must be differentiable.
         members: The number of members of the ensemble of 4D-Vars; with one, the mode alone.
         window: The number of steps of a window (default: one window for all times).
-        factor: The factor of the background-error covariance of all windows but the first.
+        factor: The factor of the background-error covariance: of all windows, but of the first only
+            if no Gaussian is given for the first state.
         weak: Whether the model is a weak constraint (default: if the system has noise, or a
             `model_error` is given).
         model_error: The variance that each step adds to each value, which broadcasts to the state,
@@ -135,11 +136,11 @@ class FourDVar(Smoother):
         return given_covariance(self.covariance, factor, self.system.layout.shape, like)
 
     def first_background(self, run: Run, like: Tensor) -> Background:
-        """The covariance of the first state's distribution."""
+        """The covariance of the first state: a Gaussian's own, or else the climatology's."""
 
         shape, first = self.system.layout.shape, run.initial[0]
         if not isinstance(first, Gaussian):
-            return self.background(like, 1.0)
+            return self.background(like, self.factor)
         for other in run.initial[1:]:
             same = isinstance(other, Gaussian) and all(
                 np.array_equal(getattr(first, name), getattr(other, name))
@@ -264,8 +265,11 @@ class Window:
                 prior, v, method.iterations, method.inner,
             )  # fmt: skip
             v = found.v
-            run.evaluations += found.evaluations * members
-            run.model_steps += found.evaluations * members * self.steps
+            evaluations = found.evaluations.sum().item() / self.batch[0]
+            run.evaluations += evaluations
+            # The model is run as far as the observations that are taken in.
+            run.model_steps += evaluations * (self.observed[count - 1].index - self.start)
+        run.model_steps += members * self.steps
         with torch.no_grad():
             states, end = self.path(v, self.steps)
             for each in self.observed:

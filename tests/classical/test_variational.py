@@ -9,6 +9,7 @@ from dynamics import KolmogorovFlow, Lorenz63, Lorenz96
 from dynamics.linear_gaussian import LinearGaussian
 from sda.classical import Gaussian, Spinup
 from sda.classical.kalman import RTSSmoother
+from sda.classical.minimise import gauss_newton
 from sda.classical.variational import FourDVar
 from sda.observation import BlockAverage, Select
 
@@ -144,6 +145,45 @@ def test_a_repetition_is_the_same_beside_others() -> None:
     together = method.assimilate(sets, [7, 8], initial=starts, dtype="float64")
     alone = method.assimilate(sets[1], 8, initial=starts[1], dtype="float64")
     np.testing.assert_allclose(values(system, together[1]), values(system, alone), atol=1e-6)
+
+
+def test_the_factor_is_that_of_a_climatological_first_state() -> None:
+    truth, observations = twin(SPRING, Select(every=2))
+    climate = np.diag([0.5, 0.4, 0.6])
+
+    def first(initial, **options):
+        method = FourDVar(SPRING, 1, climatology=states, **options)
+        return values(SPRING, method.assimilate(observations, initial=initial, dtype="float64"))[0]
+
+    states = SPRING.simulate(4, 100, spinup=20, seed=1, progress=False)
+    mean = sda.Climatology.fit(states, window=1, layout=SPRING.layout).mean.double().numpy()
+    for factor in (0.1, 1.0):
+        found = first(Spinup(10), covariance=climate, factor=factor)
+        given = first(Gaussian(mean, covariance=factor * climate))
+        np.testing.assert_allclose(found, given, atol=1e-8)
+        # a Gaussian is taken as it is
+        same = first(Gaussian(mean, covariance=factor * climate), factor=0.3)
+        np.testing.assert_allclose(same, given, atol=1e-12)
+    apart = first(Spinup(10), factor=0.1) - first(Spinup(10))
+    assert np.abs(apart).max() > 0.05
+
+
+def test_steps_are_charged_as_they_are_run(monkeypatch) -> None:
+    truth, observations = twin(SPRING, Select(every=3))  # at the steps 0, 3 and 6
+    counts = []
+
+    def counted(*arguments, **options):
+        found = gauss_newton(*arguments, **options)
+        counts.append(found.evaluations.sum().item())
+        return found
+
+    monkeypatch.setattr("sda.classical.variational.gauss_newton", counted)
+    result = FourDVar(SPRING, 5).assimilate(observations, initial=FIRST, time=truth["time"])
+    assert len(counts) == 3 and min(counts) > 0
+    assert result.attrs["evaluations"] == sum(counts)
+    # as far as the first observations, the first two, and all; and each member once in the end
+    expected = 0 * counts[0] + 3 * counts[1] + 6 * counts[2] + 5 * 6
+    assert result.attrs["model_steps"] == expected
 
 
 def test_bad_arguments_are_named() -> None:
