@@ -21,13 +21,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..store import open_dataset
 from .experiment import RUN, Experiment
-from .methods import Outcome, Spec
+from .methods import FIT, Outcome, Spec
 from .scoring import BINS, LEVELS, SCALARS, Case, Target, truth_spectrum
 
 KIND = "sda benchmark"
 COSTS = ("seconds", "model_steps", "evaluations", "memory")
-MARKS = ("diverged", "diverged_time", "finished")
+MARKS = ("diverged", "diverged_time", "lost_time", "failed_members", "finished")
 LONG_NAMES = {
     "rmse": "root mean square error of the ensemble mean, averaged over time",
     "crps": "fair continuous ranked probability score",
@@ -43,8 +44,12 @@ LONG_NAMES = {
     "memory": "peak memory above that at the start",
     "diverged": "whether the method diverged",
     "diverged_time": "the time at which it did",
+    "lost_time": "the time at which the method lost the truth, if it found it again",
+    "failed_members": "members that could not be sampled and are left out",
     "finished": "whether it was run",
 }
+# Enough to tell two priors apart.
+HASH_DIGITS = 16
 UNITS = {"seconds": "s", "memory": "byte"}
 # What may differ between a run and one that goes on with it.
 FREE = (*RUN, "entries", "title", "source", "notes", "published", "tuning", "pictures")
@@ -62,14 +67,15 @@ class Results:
         repetitions: The number of repetitions.
         attrs: Further attributes.
         tuning: What tuning found, by method, as plain JSON types.
+        prior_hash: The hash of the experiment's prior, for the methods that use it.
         overwrite: Whether results at `path` are replaced.
         resume: Whether results at `path` are kept, and completed or extended.
 
     Raises:
         FileExistsError: If the path exists, and neither `overwrite` nor `resume` is given, or it is
             no benchmark.
-        ValueError: If the results to resume are of another experiment or of methods with other
-            parameters.
+        ValueError: If the path does not end in .zarr, or the results to resume are of another
+            experiment or of methods with other parameters or another prior.
     """
 
     def __init__(
@@ -82,6 +88,7 @@ class Results:
         repetitions: int,
         attrs: Mapping[str, Any],
         tuning: Mapping[str, Any] | None = None,
+        prior_hash: str = "",
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
@@ -90,7 +97,7 @@ class Results:
         old = load(self.path) if resume and self.path.exists() else None
         if old is not None:
             check_same(old, experiment, self.path)
-        template = empty(experiment, target, case, self.specs, repetitions)
+        template = empty(experiment, target, case, self.specs, repetitions, prior_hash)
         template.attrs |= dict(attrs) | {
             "kind": KIND,
             "status": "running",
@@ -130,8 +137,7 @@ class Results:
 
         repetition = target.twin.repetition
         values = dict(scores) | {name: getattr(outcome, name) for name in COSTS}
-        values["diverged"] = float(outcome.diverged)
-        values["diverged_time"] = outcome.diverged_time
+        values |= {name: float(getattr(outcome, name)) for name in MARKS if name != "finished"}
         for name, value in values.items():
             if name in self.group:
                 self.array(name)[spec, repetition] = value
@@ -150,10 +156,18 @@ class Results:
 
 
 def check_out(path: Path, overwrite: bool, resume: bool) -> None:
-    """Raises unless the store may be written, before any work."""
+    """Raises unless the store may be written, before any work.
 
+    Raises:
+        FileExistsError: If it exists and is not to be resumed or replaced, or is no benchmark.
+        ValueError: If the path does not end in .zarr, or both flags are given.
+    """
+
+    if path.suffix != ".zarr":
+        raise ValueError(f"out must be a Zarr store, a path that ends in .zarr, got {str(path)!r}")
     if overwrite and resume:
         raise ValueError("overwrite and resume exclude each other, got both")
+    restore(path)
     if not path.exists():
         return
     if not overwrite and not resume:
@@ -162,13 +176,25 @@ def check_out(path: Path, overwrite: bool, resume: bool) -> None:
             f"another path"
         )
     try:
-        kind = load(path).attrs.get("kind")
+        kind = open_dataset(path).attrs.get("kind")
     except (ValueError, OSError):
         kind = None
     if kind != KIND:
         raise FileExistsError(
             f"{path} exists and holds no benchmark: it is left as it is, choose another path"
         )
+
+
+def aside(path: Path) -> Path:
+    """Where a store lies for the moment in which another takes its place."""
+    return path.with_name(f".{path.name}.before")
+
+
+def restore(path: Path) -> None:
+    """Puts a store back that a run was about to replace when it was killed."""
+
+    if not path.exists() and aside(path).exists():
+        os.replace(aside(path), path)
 
 
 def load(path: str | Path) -> xr.Dataset:
@@ -178,8 +204,6 @@ def load(path: str | Path) -> xr.Dataset:
         FileNotFoundError: If there is nothing at the path.
         ValueError: If it is no Zarr store.
     """
-
-    from ..store import open_dataset
 
     return open_dataset(path).load()
 
@@ -212,7 +236,12 @@ def plain_json(content: Any) -> Any:
 
 
 def empty(
-    experiment: Experiment, target: Target, case: Case, specs: Sequence[Spec], repetitions: int
+    experiment: Experiment,
+    target: Target,
+    case: Case,
+    specs: Sequence[Spec],
+    repetitions: int,
+    prior_hash: str = "",
 ) -> xr.Dataset:
     """A dataset of the results' form, all NaN."""
 
@@ -255,7 +284,7 @@ def empty(
         "kind": ("method", text([spec.kind for spec in specs])),
         "tuned": ("method", np.array([int(spec.tuned) for spec in specs])),
         "published": ("method", np.array([spec.published for spec in specs])),
-        "parameters": ("method", text([described(spec) for spec in specs])),
+        "parameters": ("method", text([described(spec, prior_hash) for spec in specs])),
         **{dim: (dim, values) for dim, values in case.coords.items()},
     }
     if spectrum is not None:
@@ -282,10 +311,26 @@ def text(values: Sequence[str]) -> np.ndarray:
     return np.array(list(values), dtype=object)
 
 
-def described(spec: Spec) -> str:
-    """All that makes a method what it is, as JSON."""
+def uses_prior(spec: Spec) -> bool:
+    """Whether a method depends on the experiment's prior: on its network or its climatology."""
 
-    more = {"model": dict(spec.model)} if spec.model else {}
+    if spec.method == "gaussian":
+        return spec.parameters.get("trajectories", FIT["trajectories"]) is None
+    return spec.method == "sda" or spec.parameters.get("climatology") == "prior"
+
+
+def described(spec: Spec, prior_hash: str = "") -> str:
+    """All that makes a method what it is, as JSON.
+
+    Arguments:
+        spec: The method.
+        prior_hash: The hash of the experiment's prior. It is named where the method depends on it,
+            by its first digits: a prior that was trained again has the same name.
+    """
+
+    more: dict[str, Any] = {"model": dict(spec.model)} if spec.model else {}
+    if prior_hash and uses_prior(spec):
+        more["prior_hash"] = prior_hash[:HASH_DIGITS]
     return json.dumps({"method": spec.method, **spec.parameters, **more}, default=str)
 
 
@@ -293,7 +338,7 @@ def carry_over(old: xr.Dataset, template: xr.Dataset, path: Path) -> xr.Dataset:
     """A template with the results that were there before, methods and repetitions alike.
 
     Raises:
-        ValueError: If a method has other parameters than before.
+        ValueError: If a method has other parameters than before, or another prior.
     """
 
     before = dict(zip(old["method"].values, old["parameters"].values, strict=True))
@@ -340,7 +385,7 @@ def write(dataset: xr.Dataset, path: Path) -> None:
     """Writes a dataset complete or not at all, each (method, repetition) as a chunk."""
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, before = (path.with_name(f".{path.name}.{end}") for end in ("partial", "before"))
+    partial, before = path.with_name(f".{path.name}.partial"), aside(path)
     single = ("method", "repetition")
     encoding = {
         str(name): {"chunks": tuple(1 if d in single else max(n, 1)

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ import xarray as xr
 
 from .experiment import Experiment, Twin, load
 from .methods import Outcome, Spec, Workbench, resolve
-from .results import Results, check_out, plain_json, write_tables
+from .results import Results, check_out, plain_json, uses_prior, write_tables
 from .results import load as load_results
 from .scoring import Case, Target, score
 from .tuning import Tuning, tune_methods
 
 Say = Callable[[str], None]
+REPORTS = (".html", ".htm")
 
 
 def benchmark(
@@ -52,10 +54,10 @@ def benchmark(
         methods: Entries of the experiment or names of methods, see
             `sda.benchmarks.methods.resolve` (default: all entries).
         repetitions: The number of truths. Repetition r is the same truth whatever their number.
-        out: The Zarr store to write. A table goes beside it, as Parquet and as CSV.
+        out: The Zarr store to write, `.zarr`. A table goes beside it, as Parquet and as CSV.
         tune: Whether inflation and localisation are searched on a truth of its own, within the
             experiment's budget. Tuned methods stand beside the untuned ones.
-        report: An HTML file for the report.
+        report: An HTML file for the report, replaced with `resume` or `overwrite`.
         resume: Whether results in `out` are kept and completed or extended.
         overwrite: Whether they are replaced.
         batch: The number of repetitions that a classical method runs side by side. Their results
@@ -69,9 +71,10 @@ def benchmark(
         The results; see `sda.benchmarks.results`.
 
     Raises:
-        ValueError: If the experiment, a method or a parameter is unknown or out of range, or the
-            results to resume are of another experiment.
-        FileExistsError: If `out` exists and neither `resume` nor `overwrite` is given.
+        ValueError: If the experiment, a method or a parameter is unknown or out of range, a file is
+            not named as it must be, or the results to resume are of another experiment or prior.
+        FileExistsError: If `out` or `report` exists and neither `resume` nor `overwrite` is given.
+        FileNotFoundError: If there is no folder for the report.
     """
 
     say = say or (lambda line: None)
@@ -79,16 +82,18 @@ def benchmark(
         raise ValueError(f"repetitions must be an integer of at least 1, got {repetitions!r}")
     if not isinstance(batch, int) or batch < 1:
         raise ValueError(f"batch must be an integer of at least 1, got {batch!r}")
-    out = Path(out)
+    out, replace = Path(out), overwrite or resume
     check_out(out, overwrite, resume)
     if report is not None:
-        check_report(Path(report), overwrite or resume)
+        check_report(Path(report), out, replace)
     command = command or command_line(
         experiment, methods, repetitions, out, tune, report, overrides
     )
     experiment = load(experiment, overrides)
     specs = resolve(experiment, methods)
     bench = Workbench(experiment, device)
+    needed = bool(experiment.config.get("prior")) and any(map(uses_prior, specs))
+    prior_hash = bench.prior.hash if needed else ""
 
     twin = experiment.twin(0)
     target = Target.of(experiment, twin)
@@ -104,21 +109,21 @@ def benchmark(
         if resume and out.exists():
             known = json.loads(load_results(out).attrs["tuning"])
         store = open_results(out, experiment, target, case, specs, repetitions, attrs, {},
-                             overwrite, resume)  # fmt: skip
+                             prior_hash, overwrite, resume)  # fmt: skip
         specs, found = tune_methods(
             Tuning.of(experiment), bench, specs, known, lambda done: store.group.attrs.update(
                 {"tuning": json.dumps(plain_json(done))}), say
         )  # fmt: skip
         overwrite, resume = False, True
     results = open_results(out, experiment, target, case, specs, repetitions, attrs, found,
-                           overwrite, resume)  # fmt: skip
+                           prior_hash, overwrite, resume)  # fmt: skip
     run(experiment, bench, specs, repetitions, results, batch, say)
     dataset = results.dataset()
     write_tables(dataset, out)
     if report is not None:
         from .. import report as reports
 
-        reports.write(dataset, Path(report))
+        reports.write(dataset, Path(report), overwrite=replace)
 
     return dataset
 
@@ -132,13 +137,14 @@ def open_results(
     repetitions: int,
     attrs: Mapping[str, Any],
     tuning: Mapping[str, Any],
+    prior_hash: str,
     overwrite: bool,
     resume: bool,
 ) -> Results:
     """The store of a run."""
 
     return Results(out, experiment, target, case, specs, repetitions, attrs, tuning,
-                   overwrite, resume)  # fmt: skip
+                   prior_hash, overwrite, resume)  # fmt: skip
 
 
 def run(
@@ -198,15 +204,27 @@ def line(spec: Spec, repetition: int, outcome: Outcome, scores: Mapping[str, Any
     return f"{found}; {outcome.message}" if outcome.message else found
 
 
-def check_report(path: Path, replace: bool) -> None:
-    """Raises unless the report may be written, before any work."""
+def check_report(path: Path, out: Path, replace: bool) -> None:
+    """Raises unless the report may be written, before any work.
+
+    Arguments:
+        path: The report.
+        out: The results, whose folder is made if it is not there.
+        replace: Whether a report that is there may be replaced.
+
+    Raises:
+        FileExistsError: If it is a folder, or exists and is not to be replaced.
+        FileNotFoundError: If there will be no folder for it.
+        ValueError: If it is not named as an HTML file.
+    """
+
+    from ..plotting.files import checked_path
 
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder: give the path of an HTML file as report")
-    if path.exists() and not replace:
-        raise FileExistsError(
-            f"{path} exists: give overwrite=true to replace it, or another path for the report"
-        )
+    # Of a folder that is made with the store, the name of the report is all there is to check.
+    made = not path.parent.is_dir() and path.parent.resolve() in out.resolve().parents
+    checked_path(path.name if made else path, REPORTS, replace or made)
 
 
 def command_line(
@@ -220,8 +238,6 @@ def command_line(
 ) -> str:
     """The command that does the same."""
 
-    import shlex
-
     if isinstance(experiment, str | Path):
         name = str(experiment)
     else:
@@ -232,7 +248,8 @@ def command_line(
     words += [f"repetitions={repetitions}", *overrides, f"out={out}"]
     words += ["tune=true"] if tune else []
     words += [f"report={report}"] if report is not None else []
-    return " ".join(word if word.count("[") else shlex.quote(word) for word in words)
+    # Brackets too: some shells take them for patterns.
+    return shlex.join(words)
 
 
 def versions() -> dict[str, str]:

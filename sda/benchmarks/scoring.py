@@ -10,7 +10,7 @@ squares. All else is averaged over state and times alike.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,7 @@ class Target:
         twin: The twin.
         layout: The layout of the states.
         time: The times that are scored, before burn-in too.
-        scored: Which of them are after burn-in.
+        scored: Which of them are after burn-in, and not before the first analysis.
         truth: The true states at those times, with shape `(time, channel, *space)`.
         observed: What was seen at each analysis time.
     """
@@ -71,6 +71,8 @@ class Target:
         scored = time > experiment.burn_in + 1e-6 * layout.dt
         if experiment.burn_in == 0:
             scored[:] = True
+        # A filter has no estimate before its first analysis: no method is scored there.
+        scored &= time > twin.time[observed[0].index] - 1e-6 * layout.dt
         return cls(twin, layout, time, scored, truth, observed)
 
     def members(self, posterior: xr.Dataset) -> NDArray[np.float64]:
@@ -304,13 +306,3 @@ def place(
 def truth_spectrum(target: Target) -> NDArray[np.float64] | None:
     """The spectrum of the truth after burn-in."""
     return spectra(target.layout, target.truth[None, target.scored])
-
-
-def wavenumber_axis(layout: Layout, count: int) -> NDArray[np.float64]:
-    """The wavenumbers of a spectrum, in units of the gravest one."""
-    return np.arange(count, dtype=np.float64)
-
-
-def levels() -> Sequence[float]:
-    """The levels of the central intervals."""
-    return LEVELS

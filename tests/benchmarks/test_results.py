@@ -1,4 +1,8 @@
-"""Scores of one method on one twin, against closed forms."""
+"""Scores of one method on one twin, against closed forms, and the store that keeps them."""
+
+import json
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,6 +10,9 @@ import xarray as xr
 
 from dynamics.layout import Layout
 from sda.benchmarks.experiment import Experiment
+from sda.benchmarks.methods import Outcome, Workbench, resolve
+from sda.benchmarks.results import Results, aside, check_out, described, table
+from sda.benchmarks.runner import judge
 from sda.benchmarks.scoring import BINS, Case, Target, score, spectra, truth_ranks
 
 
@@ -141,6 +148,114 @@ def test_block_averages_cover_their_cells():
 def test_all_times_are_scored_on_request():
     e = experiment(scored="all", burn_in=0.0)
     target = Target.of(e, e.twin(0))
-    assert len(target.time) == e.length and target.scored.all()
-    x = target.layout.to_dataset(np.stack([target.truth] * 2), target.time)
-    assert isinstance(x, xr.Dataset) and score(target, x)["rmse"] == 0
+    # The first observation is of the third state: a filter has no estimate of the two before it.
+    assert len(target.time) == e.length and target.scored.tolist() == [False] * 2 + [True] * 79
+    x = np.stack([target.truth] * 2)
+    whole = target.layout.to_dataset(x, target.time)
+    assert isinstance(whole, xr.Dataset) and score(target, whole)["rmse"] == 0
+    x[:, :2] = np.nan
+    assert score(target, target.layout.to_dataset(x, target.time))["rmse"] == 0
+    x[:, 2] = np.nan
+    assert np.isnan(score(target, target.layout.to_dataset(x, target.time))["rmse"])
+
+
+def test_a_healthy_filter_is_not_lost_before_its_first_analysis():
+    entries = {"etkf": {"members": 14, "inflation": 1.05}, "gaussian": {"members": 4}}
+    e = experiment(scored="all", burn_in=0.0, entries=entries, initial={"mean": "truth", "std": 1})
+    twin = e.twin(0)
+    target = Target.of(e, twin)
+    outcome = Workbench(e).run(resolve(e, ["etkf"])[0], twin)
+    scores = judge(target, outcome)
+    assert not outcome.diverged and np.isfinite(scores["rmse"])
+    assert np.isnan(scores["rmse_time"][:2]).all() and np.isfinite(scores["rmse_time"][2:]).all()
+    assert np.isclose(scores["rmse"], scores["rmse_time"][2:].mean())
+
+
+ENTRIES = {
+    "etkf": {"members": 6},
+    "sda": {"members": 4},
+    "fitted": {"method": "gaussian", "members": 4},
+    "climate": {"method": "gaussian", "members": 4, "trajectories": None, "label": "Climate"},
+    "known": {"method": "climatology", "members": 4, "climatology": "prior"},
+}
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Makes a store of two methods and two repetitions."""
+
+    e = experiment(entries={"etkf": ENTRIES["etkf"], "sda": ENTRIES["sda"]}, prior="lorenz96")
+    target = Target.of(e, e.twin(0))
+
+    def make(prior="a" * 64, **flags):
+        return Results(
+            tmp_path / "ring.zarr", e, target, Case.of(target), resolve(e), 2,
+            {"commands": '["sda benchmark"]'}, prior_hash=prior, **flags,
+        )  # fmt: skip
+
+    return make
+
+
+def test_what_was_lost_and_found_and_what_failed_is_kept(store, target):
+    results = store()
+    results.put(0, target, Outcome(None, 1.0, lost_time=3.5), {"rmse": 0.2})
+    results.put(1, target, Outcome(None, 1.0, failed_members=2), {"rmse": 0.3})
+    found = results.dataset().sel(repetition=0)
+    assert np.array_equal(found["lost_time"], [3.5, np.nan], equal_nan=True)
+    assert found["failed_members"].values.tolist() == [0, 2]
+    assert found["diverged"].values.tolist() == [0, 0]
+    # What was not run has neither.
+    missing = results.dataset().sel(repetition=1)
+    assert np.isnan(missing["failed_members"]).all() and np.isnan(missing["lost_time"]).all()
+    rows = table(results.dataset())
+    assert rows["failed_members"].tolist() == [0, 2] and rows["lost_time"].tolist()[0] == 3.5
+
+
+def test_a_store_that_was_being_replaced_when_killed_is_put_back(store, target, monkeypatch):
+    results = store()
+    results.put(0, target, Outcome(None, 1.0), {"rmse": 0.2})
+    replace, moves = os.replace, []
+
+    def die(source, destination):
+        moves.append(source)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        replace(source, destination)
+
+    with monkeypatch.context() as patch:
+        # Not that of the whole process: Zarr moves files, too.
+        patch.setattr("sda.benchmarks.results.os", SimpleNamespace(replace=die))
+        with pytest.raises(KeyboardInterrupt):
+            store(resume=True)
+    assert not results.path.exists() and aside(results.path).exists()
+    # It is there again for who did not ask to resume, too.
+    with pytest.raises(FileExistsError, match="resume=true"):
+        store()
+    again = store(resume=True)
+    assert again.finished(0, 0) and again.dataset()["rmse"].values[0, 0] == 0.2
+    assert [each.name for each in results.path.parent.iterdir()] == ["ring.zarr"]
+
+
+def test_results_are_not_resumed_with_another_prior(store):
+    old = store().dataset()
+    with pytest.raises(ValueError, match=r"sda had the parameters .*a{16}.*now .*b{16}"):
+        store(prior="b" * 64, resume=True)
+    assert store(resume=True).dataset().equals(old)
+
+
+def test_the_prior_is_named_where_a_method_depends_on_it():
+    specs = resolve(experiment(entries=ENTRIES, prior="lorenz96"))
+    named = [spec.key for spec in specs if "prior_hash" in json.loads(described(spec, "c" * 64))]
+    assert named == ["sda", "climate", "known"]
+
+
+def test_the_results_are_a_zarr_store(tmp_path):
+    for name in ("results.csv", "results", "results.parquet"):
+        with pytest.raises(ValueError, match=r"ends in \.zarr, got '.*results"):
+            check_out(tmp_path / name, overwrite=False, resume=False)
+
+
+def test_one_attribute_is_read_without_the_arrays(store, monkeypatch):
+    path = store().path
+    monkeypatch.setattr(xr.Dataset, "load", lambda self: pytest.fail("read all of it"))
+    check_out(path, overwrite=True, resume=False)

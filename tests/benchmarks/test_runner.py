@@ -1,6 +1,7 @@
 """The benchmark as a whole: complete, interrupted, resumed, extended; by command and by call."""
 
 import json
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -152,9 +153,49 @@ def test_extended_by_methods_and_repetitions_and_run_side_by_side(complete, file
     results = benchmark(file, repetitions=2, out=out, resume=True)
     whole = load(complete)
     for name in ("rmse", "crps", "spread_time", "coverage", "case_mean", "diverged_time"):
-        grown = results[name].values[[1, 2, 0]]
-        assert np.allclose(grown, whole[name].values, rtol=1e-6, equal_nan=True), name
+        grown = results[name].sel(method=whole["method"])
+        assert np.allclose(grown, whole[name], rtol=1e-6, equal_nan=True), name
     assert len(json.loads(results.attrs["commands"])) == 3
+
+
+def test_a_report_is_made_again_when_results_are_extended(file, tmp_path):
+    # Beside results in a folder that the first run makes.
+    out, report = tmp_path / "runs" / "short.zarr", tmp_path / "runs" / "short.html"
+    benchmark(file, ["gaussian"], 1, out=out, report=report)
+    first = report.read_text()
+    with pytest.raises(FileExistsError, match="short.html"):
+        benchmark(file, ["gaussian"], 1, out=tmp_path / "runs" / "other.zarr", report=report)
+    assert not (tmp_path / "runs" / "other.zarr").exists()
+    benchmark(file, ["gaussian", "lost"], 1, out=out, report=report, resume=True)
+    # The first names it among the entries only.
+    assert report.read_text().count("Two members") > first.count("Two members")
+
+
+REPORTS = {
+    "table.txt": (ValueError, "html"),
+    "missing/report.html": (FileNotFoundError, "no folder"),
+    "": (FileExistsError, "is a folder"),
+}
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_reports_that_cannot_be_written_cost_no_work(name, file, tmp_path):
+    error, message = REPORTS[name]
+    with pytest.raises(error, match=message):
+        benchmark(file, out=tmp_path / "store.zarr", report=tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_is_what_a_shell_takes(tmp_path):
+    overrides = ["entries.etkf.label='It is [mine]; $HOME'", "initial={mean: truth, std: 1}"]
+    out = tmp_path / "a folder" / "x.zarr"
+    command = runner.command_line(
+        "sakov2008", ["etkf", "letkf"], 2, out, True, "a b.html", overrides
+    )
+    assert shlex.split(command) == [
+        "sda", "benchmark", "experiment=sakov2008", "methods=[etkf,letkf]", "repetitions=2",
+        *overrides, f"out={out}", "tune=true", "report=a b.html",
+    ]  # fmt: skip
 
 
 BAD = {
@@ -186,6 +227,8 @@ COMMANDS = {
     "experiment=sakov2008 system.forcin=8 out=x.zarr": "system.forcing",
     "experiment=sakov2008 scored=some out=x.zarr": "analysis, all",
     "experiment=sakov2008": "out is required",
+    "experiment=sakov2008 out=results.csv": "ends in .zarr",
+    "experiment=sakov2008 out=x.zarr report=x.pdf": ".html",
 }
 
 
