@@ -80,27 +80,25 @@ class ETKF(EnsembleFilter):
         return x.view(ensemble.shape)
 
 
-def square_root(S: Tensor, d: Tensor, scale: Tensor | float = 1.0) -> Transform:
-    """The transform of the ETKF, if the background anomalies are multiplied by `scale` beforehand.
+def square_root(S: Tensor, d: Tensor) -> Transform:
+    """The transform of the ETKF.
 
     Arguments:
         S: Predicted anomalies in units of the error, with shape `(repetition, member, value)`.
         d: The innovation of the mean in units of the error, with shape `(repetition, 1, value)`.
-        scale: A factor, or one for each repetition, with shape `(repetition, 1, 1)`.
     """
 
     members, values = S.shape[1:]
     ridge = members - 1
-    S = S * scale
     if values < members:
         g, U = torch.linalg.eigh(S.transpose(1, 2) @ S)
         z = g[:, None] / ridge
         SU = S @ U
         phi = -1 / (ridge * (1 + z + (1 + z).sqrt()))
         weights = (d @ U / (ridge * (1 + z))) @ SU.transpose(1, 2)
-        return Transform(weights * scale, SU * phi, SU.transpose(1, 2), scale)
+        return Transform(weights, SU * phi, SU.transpose(1, 2))
 
     g, V = torch.linalg.eigh(S @ S.transpose(1, 2))
     z = 1 + g[:, None].clamp(min=0) / ridge
     weights = ((d @ S.transpose(1, 2) @ V) / (ridge * z)) @ V.transpose(1, 2)
-    return Transform(weights * scale, (V / z.sqrt()) @ V.transpose(1, 2) * scale)
+    return Transform(weights, (V / z.sqrt()) @ V.transpose(1, 2))
