@@ -26,7 +26,13 @@ from torch import Tensor
 
 from dynamics.layout import Layout
 
-from .covariance import Covariance, DenseCovariance, LowRankCovariance, SpectralCovariance
+from .covariance import (
+    Covariance,
+    DenseCovariance,
+    LowRankCovariance,
+    SpectralCovariance,
+    eigenvectors,
+)
 from .symmetry import Symmetry, average
 
 DENSE_LIMIT = 4096
@@ -75,6 +81,9 @@ class Climatology(nn.Module):
         self.register_buffer("mean", mean.float())
         self.register_buffer("scale", scale.float())
         self.moments = dict(moments)
+        if kind == "dense" and "basis" not in self.moments:
+            # Kept with the climatology, since no other machine is sure to find the same again.
+            self.moments["basis"] = eigenvectors(self.moments["matrix"].double())
         self._cache: dict[tuple[int, torch.dtype], Covariance] = {}
 
     @property
@@ -515,7 +524,8 @@ def square_roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def _dense(
     moments: Mapping[str, Tensor], window: int, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Covariance:
-    return DenseCovariance(resize(moments["matrix"], window, shape[0]), shape, dtype)
+    basis = moments.get("basis") if shape[0] == window else None
+    return DenseCovariance(resize(moments["matrix"], window, shape[0]), shape, dtype, basis)
 
 
 def _spectral(

@@ -111,6 +111,9 @@ class DenseCovariance(Covariance):
         matrix: The symmetric positive semi-definite matrix, with shape `(n, n)`.
         shape: The shape `(time, channel, *space)` whose product is n.
         dtype: The dtype in which it is applied.
+        basis: The eigenvectors, with shape `(n, n)`, one per column (default: computed). Their
+            signs, and those of equal eigenvalues, differ between machines and numbers of threads: a
+            network that has learned in one basis needs the same again.
 
     Raises:
         ValueError: If the sizes do not agree.
@@ -119,7 +122,11 @@ class DenseCovariance(Covariance):
     basis: Tensor
 
     def __init__(
-        self, matrix: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+        self,
+        matrix: Tensor,
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        basis: Tensor | None = None,
     ) -> None:
         super().__init__()
         size = math.prod(shape)
@@ -130,7 +137,8 @@ class DenseCovariance(Covariance):
             )
         self.shape = tuple(shape)
         matrix = matrix.double()
-        values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+        vectors = eigenvectors(matrix) if basis is None else basis.to(matrix)
+        values = (vectors * (matrix @ vectors)).sum(0)
         self.register_buffer("eigenvalues", values.clamp(min=0).to(dtype), persistent=False)
         self.register_buffer("basis", vectors.to(dtype), persistent=False)
         self.register_buffer("weights", torch.ones(size, dtype=dtype), persistent=False)
@@ -141,6 +149,11 @@ class DenseCovariance(Covariance):
 
     def inverse(self, z: Tensor) -> Tensor:
         return (z @ self.basis.mT).reshape(-1, *self.shape)
+
+
+def eigenvectors(matrix: Tensor) -> Tensor:
+    """The eigenvectors of a symmetric matrix, one per column, by increasing eigenvalue."""
+    return torch.linalg.eigh((matrix + matrix.mT) / 2)[1]
 
 
 class SpectralCovariance(Covariance):

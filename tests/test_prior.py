@@ -145,3 +145,27 @@ class Trap:
 
     def __reduce__(self) -> tuple:
         return (Path.touch, (self.path,))
+
+
+def test_a_network_keeps_the_basis_that_it_has_learned_in(tmp_path, monkeypatch) -> None:
+    """Eigenvectors have other signs on another machine, which a saved prior does not notice."""
+
+    import dynamics
+    from sda import climatology as module
+    from sda.covariance import eigenvectors
+
+    data = dynamics.Lorenz63(noise=True).simulate(8, 40, spinup=50, seed=0, progress=False)
+    climatology = Climatology.fit(data, 5)
+    window = WindowDenoiser(climatology, 5, {"name": "mlp", "width": 8, "hidden": 8, "depth": 1})
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in window.network.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    prior = Prior(climatology, window)
+    prior.save(tmp_path / "prior")
+    monkeypatch.setattr(module, "eigenvectors", lambda matrix: -eigenvectors(matrix))
+    again = Prior.load(tmp_path / "prior")
+
+    x = torch.randn((4, 5, 3), generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(again.denoiser.denoise(x, 0.5), window.denoise(x, 0.5))
