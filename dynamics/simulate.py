@@ -5,11 +5,14 @@ bounded by one block, whatever the number of members. Noise is drawn per member,
 length that depends on the layout alone, so the result is the same for every blocking: to the bit
 for our systems on a CPU, to round-off where a library's arithmetic depends on the batch. After each
 write the model state is saved beside the store, in `<out>.partial/`, from where an interrupted run
-goes on.
+goes on. Blocks of members can be simulated by the workers of a Dask cluster, each of which writes
+its own shards and restart states.
 """
 
 import json
+import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,9 +23,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from .cluster import Cluster, connect, read_job, write_job
 from .layout import RESERVED, Layout
 from .random import normal
-from .simulation_store import CHUNK_VALUES, Memory, Position, Sink, Store
+from .simulation_store import CHUNK_VALUES, SHARDS, Memory, Sink, Store
 from .system import System
 
 BLOCK_BYTES = 2**24
@@ -47,6 +51,8 @@ def simulate(
     overwrite: bool = False,
     resume: bool = False,
     progress: bool | None = None,
+    cluster: Any = None,
+    workers: int | None = None,
 ) -> xr.Dataset:
     """Simulates an ensemble of trajectories.
 
@@ -67,41 +73,56 @@ def simulate(
         out: The path of the store, or `None` to keep the trajectories in memory.
         stride: The number of steps of `dt` between two states.
         member_block: The number of members to advance at once (default: such that a block takes at
-            most 16 MiB). It changes nothing else, nor does `time_block`.
+            most 16 MiB, and every worker has one). It changes nothing else, nor does `time_block`.
         time_block: The number of states between two writes (default: up to 1024, 1 MiB a chunk).
         dtype: The precision, `float32` or `float64`.
         device: The device to simulate on.
         overwrite: Whether to replace an existing store.
-        resume: Whether to go on with an existing store; a finished one is returned as it is.
+        resume: Whether to go on with an existing store; a finished one is returned as it is, unless
+            shards are damaged: their blocks are simulated again, and a warning names them.
         progress: Whether to show a progress bar on stderr (default: on a terminal).
+        cluster: A Dask cluster whose workers simulate the blocks of members, see
+            `dynamics.cluster.connect` (default: this process does). Workers must see `out`.
+        workers: The number of processes of cluster="local", which it implies.
 
     Returns:
         The dataset, with dimensions `(member, time, *space)`; lazy (dask) if `out` is given.
 
     Raises:
         ValueError: If an argument is out of range, the device is not there, or a run is resumed
-            with other arguments.
+            with other arguments, or the cluster cannot be used.
         FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given.
         FloatingPointError: If a member diverges. What was written before stays.
     """
 
-    device = compute_device(device)
-    run = Run.plan(system, members, length, spinup, seed, stride, member_block, time_block, dtype)
+    remote = cluster is not None or workers is not None
+    if not remote:
+        device = compute_device(device)
+    arguments = (members, length, spinup, seed, stride, member_block, time_block, dtype)
+    run = Run.plan(system, *arguments)
     if out is None:
-        if overwrite or resume:
-            raise ValueError("overwrite and resume need a store: give its path as out")
+        if overwrite or resume or remote:
+            raise ValueError("overwrite, resume and cluster need a store: give its path as out")
         memory = Memory(run)
-        march(system, run, memory, device, progress)
+        march(system, run, memory, compute_device(device), progress)
         return memory.dataset()
-
-    store = Store(Path(out), run)
     if overwrite and resume:
         raise ValueError("overwrite and resume exclude each other, got both")
-    if store.open(overwrite, resume, fixed_blocks=(member_block, time_block)):
-        march(system, store.run, store, device, progress)
-        store.finish()
 
-    return xr.open_zarr(store.path)[list(store.run.layout.variables)]
+    with connect(cluster, workers) if remote else nullcontext() as pool:
+        if pool is not None:
+            run = Run.plan(system, *arguments, least_blocks=pool.size)
+        store = Store(Path(out), run)
+        if store.open(overwrite, resume, fixed_blocks=(member_block, time_block)):
+            if pool is None:
+                march(system, store.run, store, compute_device(device), progress)
+            else:
+                march_on(pool, system, store, str(device), progress)
+            store.finish()
+
+    dataset = xr.open_zarr(store.path)[list(store.run.layout.variables)]
+    dataset.attrs.pop(SHARDS, None)
+    return dataset
 
 
 @dataclass(frozen=True)
@@ -133,8 +154,9 @@ class Run:
         member_block: int | None,
         time_block: int | None,
         dtype: torch.dtype | str,
+        least_blocks: int = 1,
     ) -> "Run":
-        """Checks the arguments and chooses the sizes of blocks."""
+        """Checks the arguments and chooses the sizes of blocks, of members at least so many."""
 
         least = {"members": 1, "length": 1, "spinup": 0, "seed": 0, "stride": 1}
         given = {
@@ -164,6 +186,7 @@ class Run:
             fitting = max(1, BLOCK_BYTES // (time_block * int(np.prod(shape)) * value_bytes))
             # A power of two, so that chunks of several members divide it.
             member_block = members if members <= fitting else 2 ** (fitting.bit_length() - 1)
+            member_block = min(member_block, -(-members // least_blocks))
 
         return cls(
             system=type(system).__name__,
@@ -179,6 +202,11 @@ class Run:
             member_block=int(min(member_block, members)),
             time_block=int(time_block),
         )
+
+    @property
+    def last_step(self) -> int:
+        """The number of steps of `dt` from the initial state to the last one."""
+        return self.spinup + (self.length - 1) * self.stride
 
     def arguments(self) -> dict[str, Any]:
         """What a run must share with a store to go on with it, as plain JSON types."""
@@ -215,42 +243,88 @@ class Run:
 def march(
     system: System, run: Run, sink: Sink, device: torch.device, progress: bool | None
 ) -> None:
-    """Advances all members, block by block, from where the sink says."""
+    """Advances all members, block by block, each from where the sink says."""
+
+    with steps_bar(run, progress) as bar:
+        for first in range(0, run.members, run.member_block):
+            march_block(system, run, sink, first, device, bar)
+
+
+def march_block(
+    system: System, run: Run, sink: Sink, first: int, device: torch.device, bar: Any
+) -> None:
+    """Advances the block of members that begins with `first`, from where the sink says."""
+
+    members = range(first, min(first + run.member_block, run.members))
+    position, z = sink.restart(first, device)
+    bar.update(len(members) * position.steps)
+    with torch.no_grad():
+        if z is None and position.frames < run.length:
+            z = system.initial_model(members, run.seed, DTYPES[run.dtype], device)
+        if z is None:
+            return
+        block = Block(system, run, members, z, position.steps, device, bar)
+        while position.frames < run.length:
+            if block.steps < run.spinup:
+                piece = max(SPINUP_PIECE, run.time_block * run.stride)
+                block.advance(min(run.spinup, block.steps + piece))
+            else:
+                stop = min(run.length, position.frames + run.time_block)
+                block.record(range(position.frames, stop), sink)
+                position.frames = stop
+            position.steps = block.steps
+            sink.save(position, block.z if position.frames < run.length else None)
+
+
+def march_on(
+    pool: Cluster, system: System, store: Store, device: str, progress: bool | None
+) -> None:
+    """Lets workers advance the blocks of members."""
+
+    run = store.run
+    job = store.partial / f"job-{uuid.uuid4().hex[:8]}"
+    checksum = write_job(job, (system, run, store.path.resolve(), device))
+    blocks: dict[Any, tuple[Any, ...]] = {}
+    with steps_bar(run, progress) as bar:
+        for first in store.first_members:
+            position, _ = store.restart(first, torch.device("cpu"))
+            if position.frames < run.length:
+                blocks[f"of members from {first} on"] = (str(job.resolve()), checksum, first)
+            else:
+                bar.update(min(run.member_block, run.members - first) * run.last_step)
+        for _, (first, shards) in pool.run(simulate_block, blocks):
+            store.shards[first] = shards
+            bar.update(min(run.member_block, run.members - first) * run.last_step)
+
+
+def simulate_block(job: str, checksum: int, first: int) -> tuple[int, dict[str, list[int]]]:
+    """Simulates a block of members on a worker, which writes it and its restart states.
+
+    Returns:
+        The first member, and the size and checksum of each shard.
+    """
+
+    system, run, path, device = read_job(Path(job), checksum)
+    store = Store(path, run, Path(job))
+    store.attach()
+    with steps_bar(run, progress=False) as bar:
+        march_block(system, run, store, first, compute_device(device), bar)
+
+    return first, store.shards[first]
+
+
+def steps_bar(run: Run, progress: bool | None) -> Any:
+    """A progress bar over the steps of all members."""
 
     from tqdm import tqdm
 
-    position, z = sink.restart(device)
-    total = run.spinup + (run.length - 1) * run.stride
-    done = position.first_member * total
-    width = min(run.member_block, run.members - position.first_member)
-    bar = tqdm(
-        total=run.members * total,
-        initial=done + max(width, 0) * position.steps,
+    return tqdm(
+        total=run.members * run.last_step,
         desc=f"simulate {run.system}",
         unit="step",
         unit_scale=True,
         disable=None if progress is None else not progress,
     )
-    with bar, torch.no_grad():
-        while position.first_member < run.members:
-            first = position.first_member
-            members = range(first, min(first + run.member_block, run.members))
-            if z is None:
-                z = system.initial_model(members, run.seed, DTYPES[run.dtype], device)
-            block = Block(system, run, members, z, position.steps, device, bar)
-            while position.frames < run.length:
-                if block.steps < run.spinup:
-                    piece = max(SPINUP_PIECE, run.time_block * run.stride)
-                    block.advance(min(run.spinup, block.steps + piece))
-                else:
-                    stop = min(run.length, position.frames + run.time_block)
-                    block.record(range(position.frames, stop), sink)
-                    position.frames = stop
-                position.steps = block.steps
-                if position.frames < run.length:
-                    sink.save(position, block.z)
-            z, position = None, Position(first_member=members.stop)
-            sink.save(position, None)
 
 
 class Block:

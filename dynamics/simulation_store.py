@@ -1,14 +1,22 @@
 """Where simulated trajectories go: into memory, or streamed to Zarr with a restart state beside it.
 
-A store is created aside and moved into place; each block of members and times is one shard. After
-each write the model state replaces the one in `<out>.partial/`, in one rename: whenever a run ends,
-what is on disk is whole, and a resumed run goes on from there.
+A store is created aside and moved into place; each block of members and times is one shard. Each
+block of members has a restart state of its own in `<out>.partial/`, which is replaced after each
+write, in one rename: whenever a run ends, what is on disk is whole, and a resumed run goes on from
+there. Blocks know nothing of each other, so several processes can each write some of them.
+
+The size and checksum of every shard are kept, in the restart states first and in the attributes of
+the complete store at last. Resuming compares them: a block of members that has lost a shard, or of
+which one was altered, is simulated again.
 """
 
 import json
 import os
 import shutil
+import uuid
 import warnings
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,16 +28,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .cluster import Superseded
+from .files import damage, mark, sync
+
 if TYPE_CHECKING:
     from .simulate import Run
 
 CHUNK_VALUES = 2**18  # 1 MiB of float32: one read of a training window
-MARK = "simulation"
+MARK, SHARDS = "simulation", "shards"
+STATES = "*.safetensors"
 
 
 @dataclass
 class Position:
-    """Where a run stands: `steps` of `dt` done and `frames` stored by the current member block."""
+    """Where a block of members stands: `steps` of `dt` done and `frames` stored."""
 
     first_member: int = 0
     steps: int = 0
@@ -43,7 +55,9 @@ class Sink(Protocol):
 
     def save(self, position: Position, model: Tensor | None) -> None: ...
 
-    def restart(self, device: torch.device) -> tuple[Position, Tensor | None]: ...
+    def restart(
+        self, first_member: int, device: torch.device
+    ) -> tuple[Position, Tensor | None]: ...
 
 
 class Memory:
@@ -61,8 +75,8 @@ class Memory:
     def save(self, position: Position, model: Tensor | None) -> None:
         pass
 
-    def restart(self, device: torch.device) -> tuple[Position, Tensor | None]:
-        return Position(), None
+    def restart(self, first_member: int, device: torch.device) -> tuple[Position, Tensor | None]:
+        return Position(first_member), None
 
     def dataset(self) -> xr.Dataset:
         """The trajectories with their coordinates and provenance."""
@@ -76,10 +90,20 @@ class Memory:
 
 
 class Store:
-    """A sink that streams to Zarr and keeps the restart state in a folder beside the store."""
+    """A sink that streams to Zarr and keeps restart states in a folder beside the store.
 
-    def __init__(self, path: Path, run: "Run") -> None:
-        self.path, self.run = path, run
+    Arguments:
+        path: The store.
+        run: What is simulated.
+        job: A file that is there as long as the run is, if this is one of several writers.
+
+    Attributes:
+        shards: The size and checksum of each shard, by its path, of each block of members.
+    """
+
+    def __init__(self, path: Path, run: "Run", job: Path | None = None) -> None:
+        self.path, self.run, self.job = path, run, job
+        self.shards: dict[int, dict[str, list[int]]] = {}
         self.partial = Path(f"{path}.partial")
         self.arrays: dict[str, Any] = {}
 
@@ -110,14 +134,19 @@ class Store:
             complete = root.attrs[MARK] == "complete"
             self._match(stored_arguments(root), fixed_blocks, complete)
             if complete:
-                shutil.rmtree(self.partial, ignore_errors=True)
-                return False
-            if not self.partial.exists():
+                if not self._reopen(root):
+                    shutil.rmtree(self.partial, ignore_errors=True)
+                    return False
+            elif not self.partial.exists():
                 raise ValueError(
                     f"{self.path} cannot be resumed, since its restart state {self.partial} is "
                     f"missing: pass overwrite=True to start again"
                 )
-            self.arrays = {name: root[name] for name in self.run.layout.variables}
+            for old in self.partial.glob("job-*"):
+                # Workers of an earlier run that still write find that it is over.
+                old.unlink()
+            self._check()
+            self.attach()
             self._write_static(root)
             return True
 
@@ -166,8 +195,61 @@ class Store:
         self._write_static(root)
         consolidate(draft)
         draft.rename(self.path)
-        root = zarr.open_group(self.path, mode="r+")
-        self.arrays = {name: root[name] for name in layout.variables}
+        self.attach()
+
+    def attach(self) -> None:
+        """Opens the arrays of the store for writing."""
+
+        import zarr
+
+        root: Any = zarr.open_group(self.path, mode="r+")
+        self.arrays = {name: root[name] for name in self.run.layout.variables}
+
+    def _reopen(self, root: Any) -> bool:
+        """Makes a complete store of which shards are damaged incomplete again, and says whether."""
+
+        marks = json.loads(root.attrs.get(SHARDS, "{}"))
+        damaged = damages(self.path, marks, self.run.member_block, thorough=True)
+        if not damaged:
+            return False
+        self.partial.mkdir(exist_ok=True)
+        for first in self.first_members:
+            # The damaged ones too: they are found again by what is kept of their shards.
+            here = str(first // self.run.member_block)
+            self.shards[first] = {k: v for k, v in marks.items() if k.split("/")[2] == here}
+            self.save(Position(first, self.run.last_step, self.run.length), None)
+        root.attrs[MARK] = "incomplete"
+        consolidate(self.path)
+        return True
+
+    def _check(self) -> None:
+        """Forgets the restart states of blocks that are damaged, and warns of them."""
+
+        damaged: dict[int, str] = {}
+        for file in sorted(self.partial.glob(STATES)):
+            try:
+                _, _, marks = read_state(file, torch.device("cpu"))
+            except Exception as error:
+                # Whatever its reader says of a file that is cut short or altered.
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                damaged[int(file.stem)] = f"the restart state {file.name} is damaged ({reason})"
+                continue
+            for first, text in damages(self.path, marks, self.run.member_block, True).items():
+                damaged.setdefault(first, text)
+        for first in damaged:
+            (self.partial / f"{first}.safetensors").unlink()
+        if damaged:
+            warnings.warn(
+                f"{str(self.path)!r} is damaged: {'; '.join(damaged.values())}. These members are "
+                f"simulated again",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    @property
+    def first_members(self) -> range:
+        """The first member of each block."""
+        return range(0, self.run.members, self.run.member_block)
 
     def _write_static(self, root: Any) -> None:
         """Writes the constant fields that the store lacks, as CF auxiliary coordinates."""
@@ -206,49 +288,111 @@ class Store:
         )
 
     def write(self, first_member: int, first_frame: int, states: np.ndarray) -> None:
+        if self.job is not None and not self.job.exists():
+            raise Superseded(f"{self.path}: the run is over or another has taken its place")
         n, length = states.shape[:2]
+        marks = self.shards.setdefault(first_member, {})
+        block, part = first_member // self.run.member_block, first_frame // self.run.time_block
+        inner = "/0" * (len(self.run.layout.shape) - 1)
         for i, name in enumerate(self.run.layout.variables):
             self.arrays[name][
                 first_member : first_member + n, first_frame : first_frame + length
             ] = states[:, :, i]
+            shard = f"{name}/c/{block}/{part}{inner}"
+            sync(self.path / shard)
+            marks[shard] = mark(self.path / shard)
 
     def save(self, position: Position, model: Tensor | None) -> None:
-        """Replaces the restart state in one rename: it is the old or the new, never half of one."""
+        """Replaces a restart state in one rename: it is the old or the new, never half of one."""
 
         # The format has no complex128: complex model states are stored as pairs.
         pairs = model is not None and model.is_complex()
         tensors = {}
         if model is not None:
             tensors["model"] = (torch.view_as_real(model) if pairs else model).contiguous()
-        file, draft = self.partial / "state.safetensors", self.partial / "state.draft"
-        save_file(
-            tensors, draft, metadata={"position": json.dumps(vars(position)), "pairs": str(pairs)}
-        )
-        with open(draft, "rb") as handle:
-            os.fsync(handle.fileno())
+        metadata = {
+            "position": json.dumps(vars(position)),
+            "pairs": str(pairs),
+            "checksum": str(checksum(tensors.get("model"))),
+            SHARDS: json.dumps(self.shards.get(position.first_member, {})),
+        }
+        file = self.partial / f"{position.first_member}.safetensors"
+        draft = file.with_suffix(f".{uuid.uuid4().hex[:8]}.draft")
+        save_file(tensors, draft, metadata=metadata)
+        sync(draft)
         os.replace(draft, file)
 
-    def restart(self, device: torch.device) -> tuple[Position, Tensor | None]:
-        file = self.partial / "state.safetensors"
+    def restart(self, first_member: int, device: torch.device) -> tuple[Position, Tensor | None]:
+        file = self.partial / f"{first_member}.safetensors"
         if not file.exists():
-            return Position(), None
-        with safe_open(file, "pt") as content:
-            metadata = content.metadata()
-            position = Position(**json.loads(metadata["position"]))
-            if "model" not in content.keys():  # noqa: SIM118 (not a mapping)
-                return position, None
-            model = content.get_tensor("model").to(device)
-
-        return position, torch.view_as_complex(model) if metadata["pairs"] == "True" else model
+            self.shards.pop(first_member, None)
+            return Position(first_member), None
+        position, model, self.shards[first_member] = read_state(file, device)
+        return position, model
 
     def finish(self) -> None:
-        """Marks the store as complete and drops the restart state."""
+        """Marks the store as complete and drops the restart states."""
 
         import zarr
 
-        zarr.open_group(self.path, mode="r+").attrs[MARK] = "complete"
+        for first in self.first_members:
+            if first not in self.shards:
+                self.restart(first, torch.device("cpu"))
+        marks = {shard: found for block in self.shards.values() for shard, found in block.items()}
+        root = zarr.open_group(self.path, mode="r+")
+        root.attrs.update({MARK: "complete", SHARDS: json.dumps(marks)})
         consolidate(self.path)
         shutil.rmtree(self.partial)
+
+
+def read_state(
+    file: Path, device: torch.device
+) -> tuple[Position, Tensor | None, dict[str, list[int]]]:
+    """Reads a restart state: the position, the model state, and what is known of the shards.
+
+    Raises:
+        ValueError: If the model state is not what was written.
+    """
+
+    with safe_open(file, "pt") as content:
+        metadata = content.metadata()
+        position, marks = (json.loads(metadata[key]) for key in ("position", SHARDS))
+        # `safe_open` is not a mapping.
+        model = content.get_tensor("model") if "model" in list(content.keys()) else None
+    if str(checksum(model)) != metadata["checksum"]:
+        raise ValueError("another content than was written")
+    if model is not None:
+        model = torch.view_as_complex(model) if metadata["pairs"] == "True" else model
+        model = model.to(device)
+
+    return Position(**position), model, marks
+
+
+def checksum(tensor: Tensor | None) -> int:
+    """The CRC-32 of the values of a tensor."""
+    return 0 if tensor is None else zlib.crc32(tensor.cpu().contiguous().numpy().tobytes())
+
+
+def damages(
+    path: Path, marks: Mapping[str, list[int]], member_block: int, thorough: bool = False
+) -> dict[int, str]:
+    """What is wrong with the first damaged shard of each block, by the block's first member.
+
+    Arguments:
+        path: The store.
+        marks: The size and checksum of each shard, by its path in the store.
+        member_block: The members of a block.
+        thorough: Whether the content is compared too, not the sizes only.
+    """
+
+    damaged: dict[int, str] = {}
+    for shard, marked in marks.items():
+        wrong = damage(path / shard, marked, thorough)
+        if wrong:
+            first = int(shard.split("/")[2]) * member_block
+            text = f"{shard} {wrong} (members from {first} on)"
+            damaged.setdefault(first, text)
+    return damaged
 
 
 def consolidate(path: Path) -> None:
