@@ -53,12 +53,16 @@ def train(config: Config) -> int:
     """Learns a prior from a dataset of trajectories.
 
     sda train data=truth.zarr network=mlp training=vectors out=runs/lorenz63
+    sda train data=archive.zarr training=kolmogorov64 out=runs/large devices=4 nodes=2
     """
 
     from .config import run_training
+    from .processes import first_process
 
     run_training(config)
-    say(f"{config['out']}: the prior is ready, `sda assimilate prior={config['out']} …` uses it")
+    if first_process():
+        out = config["out"]
+        say(f"{out}: the prior is ready, `sda assimilate prior={out} …` uses it")
     return 0
 
 

@@ -140,6 +140,8 @@ RULES = {
     ),
     "stride": Rule("integer", low=1),
     "devices": Rule("integer", low=1),
+    "nodes": Rule("integer", low=1),
+    "strategy": Rule("text", choices=("ddp", "fsdp")),
     "checkpoint_every": Rule("integer", low=1),
     "training.window": Rule("integer", low=1),
     "training.climatology_window": Rule("integer", low=1, optional=True),
@@ -543,13 +545,17 @@ def run_training(config: Mapping[str, Any]) -> "Prior":
         key: tuple(value) if isinstance(value, list) else value
         for key, value in config["network"].items()
     }
-    names = ("devices", "device", "checkpoint_every", "overwrite", "resume", "progress")
+    names = (
+        "device", "devices", "nodes", "strategy", "checkpoint_every", "overwrite", "resume",
+        "progress",
+    )  # fmt: skip
     return train(
         dataset,
         out,
         TrainingOptions(network=network, levels=levels, seed=config["seed"], **arguments),
         name=name,
         symmetries=symmetries,
+        compiled=config["compile"],
         memory=size_in_bytes(config["memory"]),
         **{key: config[key] for key in names},
     )

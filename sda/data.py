@@ -5,7 +5,9 @@ batches that it would have seen. The store is read into memory once where it fit
 otherwise each batch reads its windows from it.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +105,8 @@ class Windows:
         """Reads windows `(B, window, channel, *space)`, by position among `members` and in time."""
 
         if self.held is not None:
-            frames = torch.from_numpy(starts[:, None] + np.arange(self.window)).to(self.device)
-            return self.held[torch.from_numpy(members)[:, None].to(self.device), frames]
+            frames = send(torch.from_numpy(starts[:, None] + np.arange(self.window)), self.device)
+            return self.held[send(torch.from_numpy(members)[:, None], self.device), frames]
         windows = [
             self.layout.to_array(
                 self.dataset.isel(member=[self.members[m]], time=slice(i, i + self.window))
@@ -112,7 +114,7 @@ class Windows:
             for m, i in zip(members.tolist(), starts.tolist(), strict=True)
         ]
 
-        return torch.from_numpy(np.stack(windows).astype(np.float32)).to(self.device)
+        return send(torch.from_numpy(np.stack(windows).astype(np.float32)), self.device)
 
     def draw(self, count: int, generator: np.random.Generator) -> Tensor:
         """Draws `count` windows uniformly."""
@@ -183,8 +185,8 @@ class Batches(IterableDataset):
 
         return (
             x,
-            torch.from_numpy(noise).to(x.device),
-            torch.from_numpy(s[share].astype(np.float32)).to(x.device),
+            send(torch.from_numpy(noise), x.device),
+            send(torch.from_numpy(s[share].astype(np.float32)), x.device),
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -192,6 +194,58 @@ class Batches(IterableDataset):
         while True:
             yield self[index]
             index += 1
+
+
+class Prefetch(IterableDataset):
+    """Makes the next batches beside the computation, in the same order.
+
+    On a GPU they are copied there from pinned memory, on a stream of their own.
+
+    Arguments:
+        batches: The batches.
+        depth: The number of batches made ahead.
+        workers: The number of threads that make them.
+    """
+
+    def __init__(self, batches: Batches, depth: int = 4, workers: int = 2) -> None:
+        self.batches, self.depth, self.workers = batches, depth, workers
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        device = self.batches.windows.device
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+        def make(index: int) -> tuple[tuple[Tensor, Tensor, Tensor], "torch.cuda.Event | None"]:
+            if stream is None:
+                return self.batches[index], None
+            with torch.cuda.stream(stream):
+                return self.batches[index], stream.record_event()
+
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="training-batches")
+        ahead: deque[Future] = deque()
+        index = self.batches.start
+        try:
+            while True:
+                while len(ahead) < self.depth:
+                    ahead.append(pool.submit(make, index))
+                    index += 1
+                batch, ready = ahead.popleft().result()
+                if ready is not None:
+                    current = torch.cuda.current_stream(device)
+                    current.wait_event(ready)
+                    for tensor in batch:
+                        tensor.record_stream(current)
+                yield batch
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """Copies to a device; to a GPU from pinned memory, without waiting for it."""
+
+    if device.type != "cuda":
+        return x.to(device)
+
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 def open_dataset(source: xr.Dataset | str | Path) -> xr.Dataset:

@@ -16,6 +16,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .processes import slice_like, whole
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -86,11 +88,13 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         state["momentum"].mul_(self.momentum).add_(gradient)
-        update = (gradient + self.momentum * state["momentum"]).flatten(1)
+        # The polar factor of a slice is no slice of the polar factor.
+        update = whole(gradient + self.momentum * state["momentum"]).flatten(1)
         update = orthogonalise(update)
         rows, columns = update.shape
         parameter.add_(
-            update.reshape(parameter.shape), alpha=-rate * math.sqrt(max(1, rows / columns))
+            slice_like(update.reshape(parameter.shape), parameter),
+            alpha=-rate * math.sqrt(max(1, rows / columns)),
         )
 
     def _adam(

@@ -6,10 +6,12 @@ The loss is the denoising error relative to that of the Wiener filter,
     \\frac{\\| D(x + s \\, \\varepsilon, s) - x \\|^2}{n \\, r(s)^2} \\right],
 
 so the Gaussian prior scores one at every noise level, and what a network has learned beyond linear
-is what it scores below one. Lightning runs the loop (devices, distribution); checkpoints are
-safetensors and JSON, and a run that was killed goes on as if it had not been.
+is what it scores below one. Lightning runs the loop, on as many processes as there are devices (see
+`sda.processes`); checkpoints are safetensors and JSON, and a run that was killed goes on as if it
+had not been, also with another number of processes.
 """
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,9 +28,10 @@ from torch.utils.data import DataLoader
 from dynamics.layout import Layout
 
 from .climatology import Climatology
-from .data import Batches, NoiseLevels, Windows, open_dataset
+from .data import Batches, NoiseLevels, Prefetch, Windows, open_dataset
 from .exposure import calibrate
 from .prior import Prior
+from .processes import check_processes, lightning_strategy
 from .symmetry import Symmetry
 from .window import WindowDenoiser
 
@@ -139,17 +142,26 @@ def train(
     symmetries: Sequence[Symmetry] = (),
     device: str = "auto",
     devices: int = 1,
+    nodes: int = 1,
+    strategy: str = "ddp",
+    compiled: bool = False,
     memory: int = 4 << 30,
     checkpoint_every: int = 500,
     overwrite: bool = False,
     resume: bool = False,
     progress: bool = True,
     info: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Prior:
     """Trains a prior on a store of trajectories and saves it as a folder.
 
     The folder also receives `log.csv`: the loss, the Gaussian's loss on the same windows beside it,
     and the learning rate; and `checkpoint/`, from which an interrupted run is resumed.
+
+    On several devices every process runs the calling script: those that are missing on this node
+    are started here, unless `torchrun` or Slurm has started them. All see the same global batch,
+    each its share, so that the loss curve is that of one process. The first writes the folder;
+    the others return the same prior without the report on its errors.
 
     Arguments:
         dataset: Trajectories as `simulate` writes them; may be larger than memory.
@@ -158,14 +170,19 @@ def train(
         name: The name of the prior (default: that of the folder).
         symmetries: Symmetries of the system: windows are augmented and statistics averaged by them.
         device: "auto", "cpu" or "cuda".
-        devices: The number of devices.
+        devices: The number of devices of a node, each with a process of its own.
+        nodes: The number of nodes.
+        strategy: How several processes hold the network: "ddp", a copy each, or "fsdp", a slice
+            each, for networks that fit no device.
+        compiled: Whether the network is compiled (`torch.compile`).
         memory: Stores of at most this many bytes are held in memory (that of the GPU, where there
-            is one).
+            is one), by each process. Larger ones are read while the network learns.
         checkpoint_every: The number of steps between checkpoints.
         overwrite: Whether an existing prior may be replaced.
         resume: Whether to go on from the folder's checkpoint.
         progress: Whether to show a progress bar.
         info: What else to record.
+        callbacks: Further callbacks of Lightning's trainer.
 
     Returns:
         The prior, with averaged weights.
@@ -173,11 +190,16 @@ def train(
     Raises:
         FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given.
         FileNotFoundError: If there is nothing to resume.
-        ValueError: If options, data and checkpoint do not fit together.
+        ValueError: If options, data and checkpoint do not fit together, or the batch cannot be
+            split evenly over the processes.
     """
 
     from .training_loop import Recorder, Trainer, TrainingModule
 
+    accelerator = pick_device(device)
+    world = check_processes(devices, nodes, strategy, options.batch, accelerator)
+    if compiled and strategy == "fsdp" and world > 1:
+        raise ValueError("compile=true and strategy=fsdp exclude each other: choose one of them")
     out = Path(out)
     checkpoint = out / "checkpoint"
     if resume and not (checkpoint / "state.json").exists():
@@ -189,7 +211,6 @@ def train(
 
     data = open_dataset(dataset)
     layout = Layout.from_dataset(data, [str(v) for v in data.data_vars if "time" in data[v].dims])
-    accelerator = pick_device(device)
     training, held_out = split_members(data.sizes.get("member", 1), options.held_out)
 
     torch.manual_seed(options.seed)
@@ -217,45 +238,56 @@ def train(
         options.advection,
         options.incompressible,
     )
-    module = TrainingModule(denoiser, options)
+    average = copy.deepcopy(denoiser)
+
+    def batches(rank: int, processes: int, device: torch.device) -> Any:
+        windows = Windows(data, layout, options.window, training, memory, device)
+        own = Batches(
+            windows,
+            climatology.to(device),
+            options.batch,
+            options.seed,
+            module.step,
+            options.levels,
+            symmetries,
+            rank,
+            processes,
+        )
+        # What is in the memory of the one device there is costs too little to be made beforehand.
+        beside = windows.held is None or device.type == "cuda"
+        return DataLoader(Prefetch(own) if beside else own, batch_size=None)
+
+    module = TrainingModule(denoiser, options, batches, strategy == "fsdp" and world > 1)
     if resume:
         module.restore(checkpoint)
-    else:
-        out.mkdir(parents=True, exist_ok=True)
+    module.final = module.average.network.state_dict()
+    if compiled:
+        module.denoiser.network.compile()
 
-    windows = Windows(data, layout, options.window, training, memory, accelerator)
-    climatology_device = climatology.to(accelerator)
     recorder = Recorder(out, climatology, checkpoint_every, keep_log=resume)
     trainer = Trainer(
         accelerator="gpu" if accelerator == "cuda" else "cpu",
         devices=devices,
+        num_nodes=nodes,
+        strategy=lightning_strategy(strategy, world),
         max_steps=options.steps - module.step,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=progress,
         enable_model_summary=False,
         gradient_clip_val=options.clip,
-        callbacks=[recorder],
+        callbacks=[recorder, *callbacks],
     )
     if module.step < options.steps:
-        batches = Batches(
-            windows,
-            climatology_device,
-            options.batch,
-            options.seed,
-            module.step,
-            options.levels,
-            symmetries,
-            trainer.global_rank,
-            trainer.world_size,
-        )
-        trainer.fit(module, DataLoader(batches, batch_size=None))
+        trainer.fit(module)
         if trainer.interrupted:
             raise KeyboardInterrupt
     climatology.cpu()
 
-    average = module.average.cpu().eval().requires_grad_(False)
-    average.precision = torch.float32
+    average.network.load_state_dict(module.final)
+    average.eval().requires_grad_(False)
+    if not trainer.is_global_zero:
+        return Prior(climatology, average, name or out.name, symmetries, info)
     held = Windows(data, layout, options.window, held_out, memory)
     errors = denoising_error(average, climatology, held)
     record = {

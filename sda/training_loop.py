@@ -4,10 +4,12 @@ import copy
 import csv
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn as nn
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from .compat import import_lightning
 from .denoiser import broadcast
 from .optimiser import Muon, split_parameters
 from .prior import write_tensors, write_text
+from .processes import local, shard, share, slice_like, whole
 from .training import Schedule, TrainingOptions
 from .window import WindowDenoiser
 
@@ -31,17 +34,44 @@ class TrainingModule(LightningModule):
     Arguments:
         denoiser: The denoiser to train.
         options: The options of the run.
+        batches: Makes the batches of a process, given its rank, the number of processes and its
+            device. Not before the processes know of each other.
+        sliced: Whether the weights are sliced over the processes, see `sda.processes`.
+
+    Attributes:
+        final: The averaged weights at the end of training, whole.
     """
 
-    def __init__(self, denoiser: WindowDenoiser, options: TrainingOptions) -> None:
+    def __init__(
+        self,
+        denoiser: WindowDenoiser,
+        options: TrainingOptions,
+        batches: Callable[[int, int, torch.device], Any] | None = None,
+        sliced: bool = False,
+    ) -> None:
         super().__init__()
         self.denoiser, self.options = denoiser, options
         self.average = copy.deepcopy(denoiser).requires_grad_(False)
         self.denoiser.precision = getattr(torch, options.precision)
         self.schedule = Schedule(options.steps, options.warmup, options.decay)
+        self.batches, self.sliced = batches, sliced
         self.step, self.seconds = 0, 0.0
-        self.recent: list[tuple[float, float]] = []
+        self.summed, self.count = torch.zeros(2), 0
         self.restored: dict[str, Tensor] | None = None
+        self.final: dict[str, Tensor] = {}
+
+    def configure_model(self) -> None:
+        if self.sliced:
+            for denoiser in (self.denoiser, self.average):
+                shard(denoiser.network, self.device_mesh["data_parallel"])  # type: ignore[index]
+            self.sliced = False
+
+    def train_dataloader(self) -> Any:
+        if self.batches is None:
+            raise ValueError("the module was made without batches to train on")
+        trainer = self.trainer
+
+        return self.batches(trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         hidden, rest = split_parameters(self.denoiser.network)
@@ -52,19 +82,27 @@ class TrainingModule(LightningModule):
             parameters = [p for group in optimiser.param_groups for p in group["params"]]
             for key, tensor in self.restored.items():
                 index, name = key.split(".")
-                optimiser.state[parameters[int(index)]][name] = tensor.clone()
+                parameter = parameters[int(index)]
+                if tensor.ndim:
+                    tensor = slice_like(tensor.clone().to(parameter.device), parameter)
+                optimiser.state[parameter][name] = tensor
             self.restored = None
 
         return optimiser
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_start(self) -> None:
+        share(self.buffers())
+        # Its moments were restored before the network was moved to its device.
         optimiser = self.trainer.optimizers[0]
-        for group in optimiser.param_groups:
-            group["lr"] = group["initial_lr"] * self.schedule(self.step)
-            for parameter in group["params"]:
-                for name, value in optimiser.state[parameter].items():
-                    if torch.is_tensor(value) and value.device != parameter.device and value.ndim:
-                        optimiser.state[parameter][name] = value.to(parameter.device)
+        for parameter, state in optimiser.state.items():
+            for name, value in state.items():
+                if value.ndim:
+                    state[name] = value.to(parameter.device)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        factor = self.schedule(self.step)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = group["initial_lr"] * factor
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         x, noise, s = batch
@@ -73,9 +111,21 @@ class TrainingModule(LightningModule):
         # The Gaussian's loss costs nothing beside the network's, which needs its estimate.
         gaussian, rest = self.denoiser.parts(noisy, s)
         loss = mean_error(gaussian + rest - x, scale)
-        self.recent.append((float(loss.detach()), float(mean_error(gaussian - x, scale))))
+        with torch.no_grad():
+            # Summed where they are: to look at a loss is to wait for the device.
+            losses = torch.stack((loss, mean_error(gaussian - x, scale)))
+            self.summed = self.summed.to(losses) + losses
+        self.count += 1
 
         return loss
+
+    def mean_losses(self) -> Tensor:
+        """The network's and the Gaussian's loss since the last call, over all processes."""
+
+        losses = self.summed / max(self.count, 1)
+        self.summed, self.count = torch.zeros(2), 0
+
+        return self.trainer.strategy.reduce(losses, reduce_op="mean").cpu()
 
     def finish_step(self) -> None:
         """Counts the step and moves the average."""
@@ -85,25 +135,32 @@ class TrainingModule(LightningModule):
         weight = 1 - min(self.options.ema, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(
-                list(self.average.network.parameters()),
-                list(self.denoiser.network.parameters()),
+                [local(p) for p in self.average.network.parameters()],
+                [local(p) for p in self.denoiser.network.parameters()],
                 weight,
             )
 
     def save(self, path: Path, climatology: Climatology) -> None:
-        """Writes a checkpoint: safetensors first, the JSON that makes it valid last."""
+        """Writes a checkpoint: safetensors first, the JSON that makes it valid last.
 
-        path.mkdir(parents=True, exist_ok=True)
+        All processes must call it, as each may hold a slice; the first one writes.
+        """
+
         optimiser = self.trainer.optimizers[0]
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        network = whole_state(self.denoiser.network)
+        average = whole_state(self.average.network)
         state = {
-            f"{i}.{name}": value
+            f"{i}.{name}": whole(value)
             for i, parameter in enumerate(parameters)
             for name, value in optimiser.state[parameter].items()
         }
+        if not self.trainer.is_global_zero:
+            return
+        path.mkdir(parents=True, exist_ok=True)
         tag = f"{self.step:08d}"
-        write_tensors(dict(self.denoiser.network.state_dict()), path / f"network-{tag}.safetensors")
-        write_tensors(dict(self.average.network.state_dict()), path / f"average-{tag}.safetensors")
+        write_tensors(network, path / f"network-{tag}.safetensors")
+        write_tensors(average, path / f"average-{tag}.safetensors")
         write_tensors(state, path / f"optimiser-{tag}.safetensors")
         write_tensors(climatology.tensors(), path / "climatology.safetensors")
         content = {
@@ -161,6 +218,7 @@ class Recorder(Callback):
             with self.log_path.open() as file:
                 rows = [row for row in list(csv.reader(file))[1:] if int(row[0]) <= module.step]
         if trainer.is_global_zero:
+            self.out.mkdir(parents=True, exist_ok=True)
             with self.log_path.open("w", newline="") as file:
                 csv.writer(file).writerows([["step", "loss", "gaussian", "rate", "seconds"], *rows])
 
@@ -173,8 +231,7 @@ class Recorder(Callback):
         self.clock = now
         last = module.step == module.options.steps
         if module.step % LOG_EVERY == 0 or last:
-            losses = torch.tensor(module.recent).mean(0)
-            module.recent.clear()
+            losses = module.mean_losses()
             if not torch.isfinite(losses[0]):
                 raise FloatingPointError(
                     f"the loss is {losses[0]:g} at step {module.step}: lower the learning rates, "
@@ -192,8 +249,17 @@ class Recorder(Callback):
                             f"{module.seconds:.1f}",
                         ]
                     )
-        if (module.step % self.every == 0 or last) and trainer.is_global_zero:
+        if module.step % self.every == 0 or last:
             module.save(self.out / "checkpoint", self.climatology)
+
+    def on_train_end(self, trainer: Trainer, module: TrainingModule) -> None:  # type: ignore[override]
+        # While the processes still know of each other.
+        module.final = whole_state(module.average.network)
+
+
+def whole_state(network: nn.Module) -> dict[str, Tensor]:
+    """The whole weights of a network, of which each process may hold a slice."""
+    return {name: whole(tensor) for name, tensor in network.state_dict().items()}
 
 
 def mean_error(error: Tensor, scale: Tensor) -> Tensor:
