@@ -11,6 +11,10 @@ that are not finished read as NaN, so the store can be opened at any moment, and
 killed goes on from the finished blocks. The size and checksum of every shard are kept in the
 attributes: one that is lost or cut short later would read as NaN or not at all; opening the store
 names it, and resuming samples its block again.
+
+Blocks can also come from other processes, which stage them: each writes its shards into a folder
+beside the store, and a record of them last of all. Moving them into the store is one rename, by the
+one process that writes the store. Staged blocks that a run has left are taken over by the next.
 """
 
 import errno
@@ -19,8 +23,7 @@ import os
 import shutil
 import uuid
 import warnings
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -29,9 +32,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dynamics.files import damage, files, mark, sync, sync_tree
 from dynamics.layout import Layout
+from dynamics.simulation_store import MARK as SIMULATION
+from dynamics.simulation_store import SHARDS
+from dynamics.simulation_store import damages as simulation_damages
 
-KIND = "sda posterior"
+KIND, STAGE = "sda posterior", "sda posterior, staged blocks"
 # The attributes without which a posterior can be neither described nor resumed.
 RECORDS = {"settings", "block", "finished_blocks", "failed_members", "failures", "status"}
 
@@ -76,22 +83,73 @@ def ordered(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def warned(dataset: xr.Dataset, path: Path) -> xr.Dataset:
-    """The dataset; if it is a posterior with damaged blocks, its status says so, and a warning."""
+    """The dataset; if shards of it are damaged, its status says so, and a warning."""
 
-    if dataset.attrs.get("kind") != KIND:
-        return dataset
-    damaged = damages(path, dataset.attrs)
-    dataset.attrs.pop("shards", None)
+    damaged = damaged_blocks(path, dataset.attrs)
+    posterior = dataset.attrs.get("kind") == KIND
+    if posterior or SIMULATION in dataset.attrs:
+        dataset.attrs.pop(SHARDS, None)
     if not damaged:
         return dataset
     text = "; ".join(damaged.values())
+    what, does = ("assimilation", "samples") if posterior else (SIMULATION, "simulates")
     warnings.warn(
-        f"{str(path)!r} is damaged: {text}. Run the assimilation again with resume=true, which "
-        f"samples these members again",
+        f"{str(path)!r} is damaged: {text}. Run the {what} again with resume=true, which "
+        f"{does} these members again",
         RuntimeWarning,
         stacklevel=3,
     )
-    return dataset.assign_attrs(status=f"damaged: {text}")
+    return dataset.assign_attrs({"status" if posterior else SIMULATION: f"damaged: {text}"})
+
+
+def damaged_blocks(
+    path: str | Path, attrs: Mapping[str, Any], thorough: bool = False
+) -> dict[int, str]:
+    """What is wrong with each damaged block of a posterior or a simulation, by a number of it.
+
+    Arguments:
+        path: The store.
+        attrs: Its attributes.
+        thorough: Whether the content is compared too, not the sizes only.
+    """
+
+    if attrs.get("kind") == KIND:
+        return damages(Path(path), attrs, thorough)
+    if SIMULATION in attrs and SHARDS in attrs:
+        return simulation_damages(Path(path), json.loads(attrs[SHARDS]), 1, thorough)
+    return {}
+
+
+def check_content(path: str | Path) -> int:
+    """Reads every shard of a posterior or a simulation, and compares it with its checksum.
+
+    Returns:
+        The number of shards that were compared.
+
+    Raises:
+        FileNotFoundError: If there is nothing at `path`.
+        ValueError: If shards are damaged, which are named, or the store has no checksums.
+    """
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no dataset at {str(path)!r}")
+    try:
+        attrs = read_attributes(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} has no readable zarr.json: {first_line(error)}") from error
+    if SHARDS not in attrs:
+        raise ValueError(
+            f"{str(path)!r} has no checksums: expected a posterior or a complete simulation of "
+            f"this package"
+        )
+    damaged = damaged_blocks(path, attrs, thorough=True)
+    if damaged:
+        raise ValueError(
+            f"{str(path)!r} is damaged: {'; '.join(damaged.values())}. Run what made it again "
+            f"with resume=true"
+        )
+    return attrs[SHARDS].count("[")
 
 
 class PosteriorWriter:
@@ -115,6 +173,8 @@ class PosteriorWriter:
         resume: Whether a posterior that stands at `path` already is completed. If there is none, a
             new one is made. A finished block whose shards are damaged is unfinished again, and a
             warning names it.
+        frames: The states of a chunk (default: all). Trajectories that do not fit in memory are
+            written in chunks of time.
 
     Raises:
         FileExistsError: If something stands at `path` and neither `overwrite` nor `resume` is
@@ -135,6 +195,7 @@ class PosteriorWriter:
         dtype: str = "float32",
         overwrite: bool = False,
         resume: bool = False,
+        frames: int | None = None,
     ) -> None:
         self.path = Path(path)
         # Where the store is: beside its path, as long as what it will replace is still there.
@@ -156,7 +217,7 @@ class PosteriorWriter:
             self.place = beside(self.path) if exists else self.path
             self.made = True
             try:
-                create(self.place, layout, time, members, block, first, dtype)
+                create(self.place, layout, time, members, block, first, dtype, frames)
             except OSError as error:
                 raise explain(error, self.path, "creating the store", 0, members) from error
 
@@ -165,6 +226,10 @@ class PosteriorWriter:
         self.finished = set(self.attrs["finished_blocks"])
         if not self.made:
             self.reopen()
+        if resume:
+            self.take_over()
+        else:
+            discard_stages(self.staging)
 
     @property
     def blocks(self) -> list[range]:
@@ -236,25 +301,81 @@ class PosteriorWriter:
     def write(self, k: int, trajectories: np.ndarray) -> None:
         """Writes one block and records it as finished."""
 
-        import zarr
+        self.enter(k, write_shards(self.place, self.variables, k, self.blocks[k], trajectories))
 
-        group: Any = zarr.open_group(self.place, mode="r+", zarr_format=3)
-        block, marks = self.blocks[k], {}
-        for i, name in enumerate(self.variables):
-            array = group[name]
-            # One shard holds the block: c/<block>/0/0/… What an earlier run left of it, perhaps
-            # half, must not be read while it is replaced.
-            shard = self.place / name / "c" / str(k)
-            shutil.rmtree(shard, ignore_errors=True)
-            array[block.start : block.stop] = trajectories[:, :, i].astype(array.dtype, copy=False)
-            sync_tree(shard)
-            marks[name] = {str(f.relative_to(shard)): mark(f) for f in files(shard)}
+    def enter(self, k: int, marks: Mapping[str, Any]) -> None:
+        """Records a block, whose shards are in place, as finished."""
+
         shards = json.loads(self.attrs.get("shards", "{}")) | {str(k): marks}
         self.attrs["shards"] = json.dumps(shards)
         self.record(k)
-        if self.place != self.path and not set(block) <= set(self.attrs["failed_members"]):
+        if self.place != self.path and not set(self.blocks[k]) <= set(self.attrs["failed_members"]):
             replace(self.path, self.place)
             self.place = self.path
+
+    def adopt(self, staged: Path) -> bool:
+        """Takes over a staged block, and says whether it was whole.
+
+        Arguments:
+            staged: Its record, see `stage`.
+        """
+
+        record = json.loads(staged.read_text(encoding="utf-8"))
+        k, marks = int(record["block"]), record["shards"]
+        for name, shards in marks.items():
+            source, target = (
+                root / name / "c" / str(k) for root in (staged.with_suffix(""), self.place)
+            )
+            # A run that was killed here may have moved some already.
+            if source.exists():
+                shutil.rmtree(target, ignore_errors=True)
+                target.parent.mkdir(exist_ok=True)
+                os.rename(source, target)
+                sync(target.parent)
+            if any(damage(target / part, marked, thorough=True) for part, marked in shards.items()):
+                return False
+        failures = {int(member): text for member, text in record["failures"].items()}
+        self.attrs |= failed(self.failures | failures)
+        self.enter(k, marks)
+        return True
+
+    def take_over(self) -> None:
+        """Takes over the blocks that workers of an earlier run have staged."""
+
+        for folder in sorted(self.staging.glob("*")):
+            notes = folder / "run.json"
+            if not notes.is_file():
+                continue
+            if json.loads(notes.read_text(encoding="utf-8")) == self.stage_notes():
+                for record in sorted(folder.glob("block-*.json")):
+                    if int(record.stem.partition("-")[2]) in self.unfinished:
+                        self.adopt(record)
+        discard_stages(self.staging)
+
+    @property
+    def staging(self) -> Path:
+        """The folder beside the store for staged blocks."""
+        return self.path.with_name(f"{self.path.name}.partial")
+
+    def stage_notes(self) -> dict[str, Any]:
+        """What staged blocks must share with the store."""
+        return {
+            "kind": STAGE,
+            "settings": json.loads(self.attrs["settings"]),
+            "members": self.members,
+            "block": self.block,
+        }
+
+    def open_stage(self) -> Path:
+        """Makes a folder for the staged blocks of this run."""
+
+        folder = self.staging / uuid.uuid4().hex[:8]
+        template = folder / "template"
+        for name in ("", *self.variables):
+            (template / name).mkdir(parents=True)
+            shutil.copy(self.place / name / "zarr.json", template / name / "zarr.json")
+        write_text(folder / "run.json", json.dumps(self.stage_notes()))
+        return folder
 
     def record(self, *blocks: int) -> None:
         """Notes in the attributes of the store that blocks are finished."""
@@ -268,6 +389,15 @@ class PosteriorWriter:
         )
         write_attributes(self.place, self.attrs)
         self.finished = finished
+
+    def share(self, guided: Any, compute: Callable[[], None]) -> None:
+        """Computes what the members share.
+
+        Arguments:
+            guided: The denoiser that keeps it.
+            compute: A function that computes it.
+        """
+        compute()
 
     def dataset(self) -> xr.Dataset:
         """The posterior, lazily."""
@@ -350,6 +480,10 @@ class PosteriorMemory:
         self.values[self.blocks[k].start : self.blocks[k].stop] = trajectories
         self.attrs |= failed(self.failures | dict(failures or {}))
 
+    def share(self, guided: Any, compute: Callable[[], None]) -> None:
+        """Computes what the members share, see `PosteriorWriter.share`."""
+        compute()
+
     def dataset(self) -> xr.Dataset:
         """The posterior."""
 
@@ -372,19 +506,104 @@ def failed(failures: Mapping[int, str]) -> dict[str, Any]:
     return {"failed_members": members, "failures": [failures[member] for member in members]}
 
 
-def files(folder: Path) -> list[Path]:
-    """The files under a folder, at any depth."""
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def write_shards(
+    place: Path, variables: Sequence[str], k: int, block: range, trajectories: np.ndarray
+) -> dict[str, Any]:
+    """Writes one block of members.
+
+    Arguments:
+        place: The Zarr group.
+        variables: The variables.
+        k: The index of the block.
+        block: Its members.
+        trajectories: The members, with shape `(member, time, channel, *space)`.
+
+    Returns:
+        The size and checksum of each file, by variable and by path within the block.
+    """
+
+    import zarr
+
+    group: Any = zarr.open_group(place, mode="r+", zarr_format=3)
+    marks = {}
+    for i, name in enumerate(variables):
+        array = group[name]
+        # One shard holds the block: c/<block>/0/0/… What an earlier run left of it, perhaps
+        # half, must not be read while it is replaced.
+        shard = place / name / "c" / str(k)
+        shutil.rmtree(shard, ignore_errors=True)
+        for first in range(0, array.shape[1], array.chunks[1]):
+            times = slice(first, first + array.chunks[1])
+            part = trajectories[:, times, i].astype(array.dtype, copy=False)
+            array[block.start : block.stop, times] = part
+        sync_tree(shard)
+        marks[name] = {str(f.relative_to(shard)): mark(f) for f in files(shard)}
+    return marks
 
 
-def mark(path: Path) -> list[int]:
-    """The size of a file and the CRC-32 of its content."""
+def stage(
+    folder: Path,
+    variables: Sequence[str],
+    k: int,
+    block: range,
+    trajectories: np.ndarray,
+    failures: Mapping[int, str],
+) -> Path:
+    """Writes one block beside a store, for `PosteriorWriter.adopt`.
 
-    size = code = 0
-    with path.open("rb") as file:
-        while part := file.read(2**22):
-            size, code = size + len(part), zlib.crc32(part, code)
-    return [size, code]
+    Arguments:
+        folder: The folder of the run, see `PosteriorWriter.open_stage`.
+        variables, k, block, trajectories: See `write_shards`.
+        failures: What happened to members that could not be sampled and are NaN, by their index.
+
+    Returns:
+        Its record, `<folder>/block-<k>.json`; the shards are in the folder of the same name.
+
+    Raises:
+        FileNotFoundError: If the run is over.
+    """
+
+    record = folder / f"block-{k}.json"
+    own = folder / f".{record.stem}.{uuid.uuid4().hex[:8]}"
+    shutil.copytree(folder / "template", own)
+    marks = write_shards(own, variables, k, block, trajectories)
+    place = record.with_suffix("")
+    shutil.rmtree(place, ignore_errors=True)
+    os.rename(own, place)
+    sync(folder)
+    content = {"block": k, "shards": marks, "failures": dict(failures)}
+    write_text(record, json.dumps(content))
+    return record
+
+
+def discard_stages(staging: Path) -> None:
+    """Removes staged blocks, and nothing that is not ours."""
+
+    for folder in staging.glob("*"):
+        notes = folder / "run.json"
+        if notes.is_file() and STAGE in notes.read_text(encoding="utf-8"):
+            # The notes last: what is cut short here is still known to be ours.
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    if staging.is_dir() and not any(staging.iterdir()):
+        staging.rmdir()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file, all or nothing."""
+
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with fresh.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def damages(path: Path, attrs: Mapping[str, Any], thorough: bool = False) -> dict[int, str]:
@@ -404,18 +623,12 @@ def damages(path: Path, attrs: Mapping[str, Any], thorough: bool = False) -> dic
         if int(block) not in np.atleast_1d(attrs["finished_blocks"]):
             continue
         for name, shards in marks.items():
-            for part, (size, code) in shards.items():
-                shard = path / name / "c" / block / part
-                found = shard.stat().st_size if shard.is_file() else -1
-                if found == size and not (thorough and mark(shard) != [size, code]):
+            for part, marked in shards.items():
+                wrong = damage(path / name / "c" / block / part, marked, thorough)
+                if not wrong:
                     continue
                 first = int(block) * int(attrs["block"])
                 last = min(first + int(attrs["block"]), shard_members(path, name)) - 1
-                wrong = (
-                    "is missing" if found < 0
-                    else f"has {found} of {size} bytes" if found != size
-                    else "has another content than was written"
-                )  # fmt: skip
                 where = f"{name}/c/{block}/{part}"
                 damaged.setdefault(int(block), f"{where} {wrong} (members {first} to {last})")
     return damaged
@@ -513,6 +726,7 @@ def create(
     block: int,
     attrs: Mapping[str, Any],
     dtype: str,
+    frames: int | None = None,
 ) -> None:
     """Makes an empty posterior where nothing stands.
 
@@ -543,8 +757,8 @@ def create(
             group.create_array(
                 name,
                 shape=(members, len(time), *space),
-                chunks=(1, len(time), *space),
-                shards=(shard, len(time), *space),
+                chunks=(1, frames or len(time), *space),
+                shards=(shard, frames or len(time), *space),
                 dtype=dtype,
                 fill_value=float("nan"),
                 dimension_names=("member", "time", *layout.dims),
@@ -596,31 +810,6 @@ def write_attributes(path: Path, attrs: Mapping[str, Any]) -> None:
     finally:
         fresh.unlink(missing_ok=True)
     sync(path)
-
-
-def sync_tree(path: Path) -> None:
-    """Forces the files and folders under `path` to disk."""
-
-    for folder, _, names in os.walk(path):
-        for name in names:
-            sync(Path(folder) / name)
-        sync(Path(folder))
-
-
-def sync(path: Path) -> None:
-    """Forces one file or folder to disk."""
-
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        # Some systems do not open folders; there the rename alone must do.
-        if path.is_dir() and error.errno in (errno.EACCES, errno.EISDIR, errno.EPERM):
-            return
-        raise
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def status(done: int, members: int, failed: int = 0) -> str:
