@@ -4,7 +4,7 @@ python scripts/bench_training.py            # 10 minutes on one core
 
 Composition: the time of a guided step from the bare network outwards, for 8×8 block averages of
 Kolmogorov flow. Solve: the guidance by saturating vorticity, in observation space and by conjugate
-gradients. Throughput: `sda.train` against a bare loop over the same network and batches.
+gradients. Throughput: `sda.train` and a bare loop over the same network and batches, in turns.
 """
 
 import argparse
@@ -33,7 +33,8 @@ if __name__ == "__main__":
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3, help="the best counts")
-    parser.add_argument("--steps", type=int, nargs=2, default=(5, 25), help="of throughput")
+    parser.add_argument("--turns", type=int, default=12, help="of throughput")
+    parser.add_argument("--steps", type=int, default=4, help="in a turn of throughput")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
 
@@ -55,6 +56,4 @@ if __name__ == "__main__":
         )
         print(solves_table(rows), flush=True)
     if "throughput" in options.tables:
-        print(
-            throughput(small_dataset(), kolmogorov_options(), tuple(options.steps), options.rounds)
-        )
+        print(throughput(small_dataset(), kolmogorov_options(), options.turns, options.steps))

@@ -8,12 +8,14 @@ import copy
 import dataclasses
 import functools
 import math
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -21,7 +23,7 @@ from torch import Tensor
 from dynamics.layout import Layout
 
 from ..climatology import Climatology
-from ..data import Batches, NoiseLevels, Windows
+from ..data import Batches, NoiseLevels, Windows, open_dataset
 from ..denoiser import broadcast
 from ..optimiser import Muon, split_parameters
 from ..prior import Prior
@@ -245,77 +247,105 @@ def composition_table(parts: Sequence[Part]) -> str:
 
 @dataclass
 class Throughput:
-    """Training throughput, in windows per second.
+    """Processor times of a training step, measured in turns.
 
     Attributes:
-        bare: Of a bare loop over the network.
-        trained: Of `sda.train`.
+        batch: The number of windows of a step.
+        bare: Seconds per step of a bare loop over the network, one for each turn.
+        trained: The same of `sda.train`.
     """
 
-    bare: float
-    trained: float
+    batch: int
+    bare: list[float]
+    trained: list[float]
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """The throughput of `sda.train` over the bare loop's, of each pair of turns, sorted."""
+        return np.sort(np.array(self.bare) / np.array(self.trained))
 
     def __str__(self) -> str:
+        low, middle, high = (100 * q for q in np.quantile(self.ratios, [0.25, 0.5, 0.75]))
+        fastest = 100 * min(self.bare) / min(self.trained)
+        rows = {
+            name: f"{self.batch / statistics.median(times):.2f} | {self.batch / min(times):.2f}"
+            for name, times in (("bare", self.bare), ("trained", self.trained))
+        }
         return (
-            f"| loop | windows / s | of the bare loop's |\n|---|---|---|\n"
-            f"| bare | {self.bare:.2f} | 100 % |\n"
-            f"| sda.train | {self.trained:.2f} | {100 * self.trained / self.bare:.0f} % |"
+            f"| loop | windows / s, median turn | fastest turn | of the bare loop's, median of "
+            f"{len(self.bare)} pairs of turns (quartiles) | fastest over fastest |\n"
+            f"|---|---|---|---|---|\n"
+            f"| bare | {rows['bare']} | 100 % | 100 % |\n"
+            f"| sda.train | {rows['trained']} | {middle:.1f} % ({low:.1f} to {high:.1f} %) | "
+            f"{fastest:.1f} % |"
         )
 
 
 def throughput(
-    dataset: xr.Dataset, options: TrainingOptions, steps: tuple[int, int], rounds: int = 2
+    dataset: xr.Dataset | str | Path,
+    options: TrainingOptions,
+    turns: int = 12,
+    steps: int = 4,
+    **arguments: Any,
 ) -> Throughput:
     """Compares `sda.train` with a bare loop: the same batches, network and optimiser, no more.
 
-    Each is run with two numbers of steps, and the difference counts: what happens once, as the fit
-    of the climatology and the report at the end, is not the loop's.
+    In one run of `sda.train` the bare loop, with a network of its own, takes a turn after every
+    few steps. What happens once, as the fit of the climatology and the report at the end, is in no
+    turn, and what disturbs the machine disturbs both.
 
     Arguments:
         dataset: Trajectories.
-        options: The options of training; their steps do not matter.
-        steps: The two numbers of steps.
-        rounds: The number of rounds, of which the best counts.
+        options: The options of training; their number of steps does not matter.
+        turns: The number of turns of each; one more before them warms up.
+        steps: The number of steps in a turn.
+        arguments: Arguments of `sda.train`.
 
     Raises:
-        ValueError: If the numbers of steps do not increase.
-        RuntimeError: If so few steps are lost in the noise of the clock.
+        ValueError: If there is no turn or no step.
     """
 
-    if not 0 < steps[0] < steps[1]:
-        raise ValueError(f"expected two increasing numbers of steps, got {steps}")
+    from ..compat import import_lightning
 
-    def trained(count: int) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            train(
-                dataset, Path(folder) / "prior", dataclasses.replace(options, steps=count),
-                device="cpu", checkpoint_every=10**9, progress=False,
-            )  # fmt: skip
+    import_lightning()
+    from lightning.pytorch import Callback
 
+    if turns < 1 or steps < 1:
+        raise ValueError(f"expected turns and steps of at least 1, got {turns} and {steps}")
     bare = bare_loop(dataset, options)
-    bare(1)
-    trained(1)
-    times = {"bare": math.inf, "trained": math.inf}
-    for _ in range(rounds):
-        for name, loop in (("bare", bare), ("trained", trained)):
-            seconds = []
-            for count in steps:
-                start = clock()
-                loop(count)
-                seconds.append(clock() - start)
-            times[name] = min(times[name], seconds[1] - seconds[0])
-    if min(times.values()) <= 0:
-        raise RuntimeError(
-            f"{steps[1] - steps[0]} steps are lost in the noise of the clock: time more of them"
-        )
-    windows = (steps[1] - steps[0]) * options.batch
+    times: dict[str, list[float]] = {"bare": [], "trained": []}
 
-    return Throughput(windows / times["bare"], windows / times["trained"])
+    class Turns(Callback):
+        count, start = 0, 0.0
+
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            self.start = clock()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.count += 1
+            if self.count % steps:
+                return
+            times["trained"].append((clock() - self.start) / steps)
+            start = clock()
+            bare(steps)
+            times["bare"].append((clock() - start) / steps)
+            self.start = clock()
+
+    # The last step writes a checkpoint: it is in no turn.
+    count = (turns + 1) * steps + 1
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            dataset, Path(folder) / "prior", dataclasses.replace(options, steps=count),
+            device="cpu", checkpoint_every=10**9, progress=False, callbacks=[Turns()], **arguments,
+        )  # fmt: skip
+
+    return Throughput(options.batch, times["bare"][1:], times["trained"][1:])
 
 
-def bare_loop(dataset: xr.Dataset, options: TrainingOptions) -> Callable[[int], None]:
+def bare_loop(dataset: xr.Dataset | str | Path, options: TrainingOptions) -> Callable[[int], None]:
     """The shortest training loop: batches, denoising error, gradient, clipping, optimiser."""
 
+    dataset = open_dataset(dataset)
     layout = Layout.from_dataset(dataset)
     members, _ = split_members(dataset.sizes["member"], options.held_out)
     climatology = Climatology.fit(

@@ -26,6 +26,7 @@ from sda.climatology import Climatology
 from sda.observation import SaturatingVorticity, observe
 from sda.prior import Prior
 from sda.training import TrainingOptions
+from sda.training_loop import TrainingModule
 from sda.window import WindowDenoiser
 
 NETWORK = {"name": "gated", "width": 4, "depth": 1}
@@ -97,30 +98,31 @@ def test_the_bare_loop_trains(dataset) -> None:
 
 
 def test_throughput_is_of_the_loop_alone(dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="increasing"):
-        throughput(dataset, small(), (3, 3))
+    with pytest.raises(ValueError, match="turns and steps of at least 1, got 0 and 3"):
+        throughput(dataset, small(), 0, 3)
 
     # A clock by which a bare step lasts 1 s, a step of `train` 2 s, and setting it up 100 s.
-    now, real = [0.0], training.train
-    monkeypatch.setattr(training, "clock", lambda: now[0])
+    now, real, step = [0.0], training.train, TrainingModule.training_step
 
     def train(dataset, out, options, **arguments):
-        now[0] += 100 + 2 * options.steps
+        now[0] += 100
         return real(dataset, out, options, **arguments)
+
+    def training_step(self, batch, batch_idx):
+        now[0] += 2
+        return step(self, batch, batch_idx)
 
     def bare_loop(dataset, options):
         return lambda steps: now.__setitem__(0, now[0] + steps)
 
+    monkeypatch.setattr(training, "clock", lambda: now[0])
     monkeypatch.setattr(training, "train", train)
     monkeypatch.setattr(training, "bare_loop", bare_loop)
-    result = throughput(dataset, small(), (1, 4), rounds=1)
+    monkeypatch.setattr(TrainingModule, "training_step", training_step)
+    result = throughput(dataset, small(), turns=3, steps=2)
 
-    assert (result.bare, result.trained) == (2.0, 1.0)
-    assert "| sda.train | 1.00 | 50 % |" in str(result)
-
-    monkeypatch.setattr(training, "clock", lambda: 0.0)
-    with pytest.raises(RuntimeError, match="3 steps are lost"):
-        throughput(dataset, small(), (1, 4), rounds=1)
+    assert (result.bare, result.trained) == ([1.0] * 3, [2.0] * 3)
+    assert "| sda.train | 1.00 | 1.00 | 50.0 % (50.0 to 50.0 %) | 50.0 % |" in str(result)
 
 
 def test_preconditionings_differ_where_nothing_is_learned_yet(dataset) -> None:
