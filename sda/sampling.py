@@ -11,6 +11,7 @@ distribution at a level (predictor–corrector sampling).
 """
 
 import abc
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -100,6 +101,12 @@ def log_levels(steps: int, s_max: float, s_min: float) -> np.ndarray:
     return np.exp(np.linspace(math.log(s_max), math.log(s_min), steps + 1))
 
 
+@functools.cache
+def quadrature(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The points and weights of Gauss–Legendre quadrature on [-1, 1], computed once."""
+    return np.polynomial.legendre.leggauss(number)
+
+
 def adams_bashforth(
     nodes: np.ndarray, stop: float, weight: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
@@ -115,7 +122,7 @@ def adams_bashforth(
         weight: The weight function.
     """
 
-    points, weights = np.polynomial.legendre.leggauss(32)
+    points, weights = quadrature(32)
     half = (stop - nodes[-1]) / 2
     u = nodes[-1] + half * (points + 1)
     basis = np.stack(
@@ -126,6 +133,12 @@ def adams_bashforth(
     )
 
     return half * basis @ (weights * weight(u))
+
+
+@functools.lru_cache(maxsize=4096)
+def exponential_coefficients(nodes: tuple[float, ...], stop: float) -> tuple[float, ...]:
+    """Those of `DataAdamsBashforth`: a filter takes the same steps in every cycle."""
+    return tuple(adams_bashforth(np.array(nodes), stop, lambda u: -np.exp(stop - u)).tolist())
 
 
 class Sampler(abc.ABC):
@@ -193,10 +206,10 @@ class DataAdamsBashforth(Sampler):
     ) -> Tensor:
         self._remember(mean)
         stop = math.log(self.levels[i + 1])
-        coefficients = adams_bashforth(self._nodes(i), stop, lambda u: -np.exp(stop - u))
+        coefficients = exponential_coefficients(tuple(self._nodes(i).tolist()), stop)
         x = self.levels[i + 1] / self.levels[i] * x
 
-        return x + sum(c * m for c, m in zip(coefficients.tolist(), self.history, strict=True))
+        return x + sum(c * m for c, m in zip(coefficients, self.history, strict=True))
 
 
 class RosenbrockAdamsBashforth(Sampler):
@@ -310,7 +323,7 @@ def sample(
     langevin: Langevin | None = None,
     smc: ParticleStep | None = None,
     progress: Callable[[int, int], None] | None = None,
-    stream: int = MAIN,
+    stream: int | tuple[int, ...] = MAIN,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -331,7 +344,8 @@ def sample(
         langevin: Langevin steps at each level.
         smc: A particle step at each level, see `sda.smc`.
         progress: A function called with (levels done, levels) after each level.
-        stream: The stream of noise: pilots have their own.
+        stream: The stream of noise: pilots have their own, and each block of a forecast. Pilots are
+            sampled here only before the stream `MAIN`.
         dtype: The dtype of the trajectories.
         device: The device of the trajectories.
 
@@ -360,7 +374,8 @@ def sample(
     if stream == MAIN:
         prepare(denoiser, shape, seed, **options)
 
-    noise = MemberNoise(seed, members, stream, dtype=dtype, device=device)
+    key = (stream,) if isinstance(stream, int) else stream
+    noise = MemberNoise(seed, members, *key, dtype=dtype, device=device)
     x = _start(denoiser, start, float(levels[0]), shape, noise)
 
     return integrate(
@@ -485,7 +500,9 @@ def _start(
             return denoiser.start(s, len(noise.generators), noise)
         covariance = getattr(denoiser, "covariance", None)
         if covariance is not None and tuple(covariance.shape) == tuple(shape):
-            return PriorMetric(covariance, CappedPrior(s)).draw(noise)
+            mean = getattr(denoiser, "mean", None)
+            x = PriorMetric(covariance, CappedPrior(s)).draw(noise)
+            return x if mean is None else mean + x
 
     return s * noise(tuple(shape))
 
