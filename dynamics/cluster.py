@@ -17,7 +17,7 @@ import asyncio
 import os
 import uuid
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,8 +51,8 @@ class Cluster:
         return max(1, sum(self.client.nthreads().values()))
 
     def run(
-        self, function: Callable[..., Any], pieces: Mapping[Hashable, tuple[Any, ...]]
-    ) -> Iterator[tuple[Any, Any]]:
+        self, function: Callable[..., Any], pieces: Mapping[str, tuple[Any, ...]]
+    ) -> Iterator[tuple[str, Any]]:
         """Calls a function of a module for each piece on some worker.
 
         Arguments:

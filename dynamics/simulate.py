@@ -284,7 +284,7 @@ def march_on(
     run = store.run
     job = store.partial / f"job-{uuid.uuid4().hex[:8]}"
     checksum = write_job(job, (system, run, store.path.resolve(), device))
-    blocks: dict[Any, tuple[Any, ...]] = {}
+    blocks: dict[str, tuple[Any, ...]] = {}
     with steps_bar(run, progress) as bar:
         for first in store.first_members:
             position, _ = store.restart(first, torch.device("cpu"))

@@ -74,6 +74,8 @@ def assimilate(
     overwrite: bool = False,
     resume: bool = False,
     progress: bool = False,
+    cluster: Any = None,
+    workers: int | None = None,
 ) -> xr.Dataset:
     r"""Samples an ensemble from the posterior of a trajectory given observations.
 
@@ -111,6 +113,10 @@ def assimilate(
             members of the new one are on disk.
         resume: Whether a posterior at `out` that was interrupted is completed.
         progress: Whether a progress bar is shown.
+        cluster: A Dask cluster whose workers sample the blocks of members, see
+            `dynamics.cluster.connect` (default: this process does). For "smooth" only; the workers
+            must see `out`.
+        workers: The number of processes of cluster="local", which it implies.
 
     Returns:
         The posterior, with dimensions `(member, time, *space)` and one variable per variable of
@@ -127,21 +133,31 @@ def assimilate(
         OSError: If the disk is full; finished blocks stay readable.
     """
 
+    from .cluster import Target, assimilate_on
     from .guidance import METHODS, guide
     from .sampling import SAMPLERS, Diverged, log_levels, prepare, sample
 
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
+    if cluster is not None or workers is not None:
+        if task != "smooth":
+            raise ValueError(f"a cluster goes with task='smooth', got task={task!r}")
+        return assimilate_on(
+            cluster, workers, prior, observations, out, members=members, seed=seed, time=time,
+            guidance=guidance, langevin=langevin, smc=smc, sampler=sampler, steps=steps,
+            s_max=s_max, s_min=s_min, memory=memory, block=block, device=device, dtype=dtype,
+            precision=precision, overwrite=overwrite, resume=resume, progress=progress,
+        )  # fmt: skip
     if not isinstance(members, int) or members < 1:
         raise ValueError(f"members must be an integer of at least 1, got {members!r}")
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be a non-negative integer, got {seed!r}")
     dtype = sampling_dtype(dtype, precision)
     device = compute_device(device)
-    if out is not None:
+    if out is not None and not isinstance(out, Target):
         # Before any work: a run must not end at a store that it may not write.
         check_target(Path(out), overwrite, resume)
-    elif overwrite or resume:
+    elif out is None and (overwrite or resume):
         raise ValueError("overwrite and resume need an output store, got out=None")
 
     layout = prior.layout
@@ -196,8 +212,10 @@ def assimilate(
         )
 
     attrs = provenance(settings, prior)
-    sink: PosteriorWriter | PosteriorMemory
-    if out is None:
+    sink: PosteriorWriter | PosteriorMemory | Target
+    if isinstance(out, Target):
+        sink = out.open(layout, time, members, block, settings, attrs, settings["dtype"])
+    elif out is None:
         sink = PosteriorMemory(layout, time, members, block, settings, attrs, settings["dtype"])
     else:
         sink = PosteriorWriter(
@@ -207,10 +225,10 @@ def assimilate(
     options = {**schedule, "langevin": langevin, "dtype": dtype, "device": device}
 
     with sink:
-        blocks = [(k, sink.blocks[k]) for k in sink.unfinished]
-        if blocks:
+        if sink.unfinished:
             # Before all blocks, which share the pilots; without pilots no member is any good.
-            prepare(guided, shape, seed, **options)
+            sink.share(guided, lambda: prepare(guided, shape, seed, **options))
+        blocks = [(k, sink.blocks[k]) for k in sink.unfinished]
         with Progress(sum(len(block) for _, block in blocks), guided, progress) as bar:
             for k, part in blocks:
                 failures: dict[int, str] = {}

@@ -60,6 +60,10 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         raise FileNotFoundError(f"no dataset at {str(path)!r}")
     try:
         if path.is_dir():
+            from .analyses import is_analyses, open_analyses
+
+            if is_analyses(path):
+                return ordered(open_analyses(path))
             dataset = xr.open_zarr(path, consolidated=False, decode_times=False, chunks={})
             return warned(ordered(dataset), path)
         return xr.open_dataset(path, decode_times=False, chunks={})
@@ -116,7 +120,8 @@ def damaged_blocks(
     if attrs.get("kind") == KIND:
         return damages(Path(path), attrs, thorough)
     if SIMULATION in attrs and SHARDS in attrs:
-        return simulation_damages(Path(path), json.loads(attrs[SHARDS]), 1, thorough)
+        marks = json.loads(attrs[SHARDS])
+        return simulation_damages(Path(path), marks, shard_size(Path(path), marks), thorough)
     return {}
 
 
@@ -365,6 +370,10 @@ class PosteriorWriter:
             "members": self.members,
             "block": self.block,
         }
+
+    def discard_stage(self) -> None:
+        """Removes the folders of staged blocks."""
+        discard_stages(self.staging)
 
     def open_stage(self) -> Path:
         """Makes a folder for the staged blocks of this run."""
@@ -632,6 +641,14 @@ def damages(path: Path, attrs: Mapping[str, Any], thorough: bool = False) -> dic
                 where = f"{name}/c/{block}/{part}"
                 damaged.setdefault(int(block), f"{where} {wrong} (members {first} to {last})")
     return damaged
+
+
+def shard_size(path: Path, marks: Mapping[str, Any]) -> int:
+    """The number of members of a shard of a simulation."""
+
+    name = next(iter(marks), "").split("/")[0]
+    content = json.loads((path / name / "zarr.json").read_text(encoding="utf-8"))
+    return int(content["chunk_grid"]["configuration"]["chunk_shape"][0]) if name else 1
 
 
 def shard_members(path: Path, name: str) -> int:
