@@ -550,7 +550,7 @@ def run_training(config: Mapping[str, Any]) -> "Prior":
         "progress",
     )  # fmt: skip
     return train(
-        dataset,
+        config["data"],
         out,
         TrainingOptions(network=network, levels=levels, seed=config["seed"], **arguments),
         name=name,

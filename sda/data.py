@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,13 +64,17 @@ class NoiseLevels:
 class Windows:
     """Random access to the windows of a dataset of trajectories.
 
+    As many members as the memory holds are kept there, all of them or the first ones. Windows of
+    the others are read when they are drawn: from a Zarr store directly, which takes a third of the
+    processor time that a task graph for each window takes.
+
     Arguments:
         dataset: A dataset as `Layout.to_dataset` makes it, or the path of a store.
         layout: The layout of the states.
         window: The number of frames.
         members: The members to draw from.
-        memory: The store is held in memory if it takes at most this many bytes.
-        device: Where the windows are wanted; a store that is held in memory is held there.
+        memory: The bytes that the members in memory may take.
+        device: Where the windows are wanted; members that are kept in memory are kept there.
 
     Raises:
         ValueError: If the trajectories are shorter than the window, or there are no members.
@@ -77,13 +82,15 @@ class Windows:
 
     def __init__(
         self,
-        dataset: xr.Dataset,
+        dataset: xr.Dataset | str | Path,
         layout: Layout,
         window: int,
         members: Sequence[int] | np.ndarray,
         memory: int = 4 << 30,
         device: torch.device | str = "cpu",
     ) -> None:
+        source = None if isinstance(dataset, xr.Dataset) else Path(dataset)
+        dataset = open_dataset(dataset)
         layout.check(dataset)
         if dataset.sizes["time"] < window:
             raise ValueError(
@@ -95,24 +102,42 @@ class Windows:
         self.members = np.asarray(members)
         self.starts = dataset.sizes["time"] - window + 1
         self.dataset = dataset[list(layout.variables)]
-        size = len(members) * dataset.sizes["time"] * int(np.prod(layout.shape)) * 4
+        each = dataset.sizes["time"] * int(np.prod(layout.shape)) * 4
+        kept = min(len(members), memory // each)
         self.held: Tensor | None = None
-        if size <= memory:
-            array = layout.to_array(self.dataset.isel(member=self.members)).astype(np.float32)
-            self.held = torch.from_numpy(array).to(self.device)
+        if kept:
+            array = layout.to_array(self.dataset.isel(member=self.members[:kept]))
+            self.held = torch.from_numpy(array.astype(np.float32, copy=False)).to(self.device)
+        self.complete = kept == len(members)
+        self.arrays = None if self.complete else stored_arrays(source, self.dataset, layout)
 
     def read(self, members: np.ndarray, starts: np.ndarray) -> Tensor:
         """Reads windows `(B, window, channel, *space)`, by position among `members` and in time."""
 
-        if self.held is not None:
-            frames = send(torch.from_numpy(starts[:, None] + np.arange(self.window)), self.device)
-            return self.held[send(torch.from_numpy(members)[:, None], self.device), frames]
-        windows = [
-            self.layout.to_array(
-                self.dataset.isel(member=[self.members[m]], time=slice(i, i + self.window))
-            )[0]
-            for m, i in zip(members.tolist(), starts.tolist(), strict=True)
-        ]
+        if self.held is None:
+            return self._fetch(members, starts)
+        inside = members < len(self.held)
+        near, far = np.flatnonzero(inside), np.flatnonzero(~inside)
+        frames = send(torch.from_numpy(starts[near, None] + np.arange(self.window)), self.device)
+        found = self.held[send(torch.from_numpy(members[near, None]), self.device), frames]
+        if not len(far):
+            return found
+        both = torch.cat((found, self._fetch(members[far], starts[far])))
+        order = np.argsort(np.concatenate((near, far)))
+
+        return both[send(torch.from_numpy(order), self.device)]
+
+    def _fetch(self, members: np.ndarray, starts: np.ndarray) -> Tensor:
+        """Windows that are not in memory."""
+
+        windows = []
+        for m, start in zip(self.members[members].tolist(), starts.tolist(), strict=True):
+            time = slice(start, start + self.window)
+            if self.arrays is None:
+                part = self.dataset.isel(member=[m], time=time)
+                windows.append(self.layout.to_array(part)[0])
+            else:
+                windows.append(np.stack([array[m, time] for array in self.arrays], axis=1))
 
         return send(torch.from_numpy(np.stack(windows).astype(np.float32)), self.device)
 
@@ -122,6 +147,24 @@ class Windows:
         members = generator.integers(len(self.members), size=count)
 
         return self.read(members, generator.integers(self.starts, size=count))
+
+
+def stored_arrays(source: Path | None, dataset: xr.Dataset, layout: Layout) -> list[Any] | None:
+    """The Zarr arrays of a store, where they hold what xarray makes of them; else None."""
+
+    import zarr
+
+    if source is None or not source.is_dir():
+        return None
+    group: Any = zarr.open_group(source, mode="r")
+    arrays = []
+    for name in layout.variables:
+        coded = {"scale_factor", "add_offset", "missing_value"} & {*dataset[name].encoding}
+        if coded or dataset[name].dims != ("member", "time", *layout.dims):
+            return None
+        arrays.append(group[name])
+
+    return arrays
 
 
 class Batches(IterableDataset):

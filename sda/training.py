@@ -175,8 +175,8 @@ def train(
         strategy: How several processes hold the network: "ddp", a copy each, or "fsdp", a slice
             each, for networks that fit no device.
         compiled: Whether the network is compiled (`torch.compile`).
-        memory: Stores of at most this many bytes are held in memory (that of the GPU, where there
-            is one), by each process. Larger ones are read while the network learns.
+        memory: The bytes of trajectories that each process keeps in memory (that of the GPU,
+            where there is one). What a larger store has beyond is read while the network learns.
         checkpoint_every: The number of steps between checkpoints.
         overwrite: Whether an existing prior may be replaced.
         resume: Whether to go on from the folder's checkpoint.
@@ -209,7 +209,7 @@ def train(
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
         raise FileExistsError(f"{out} exists: give overwrite=true, resume=true or another path")
 
-    data = open_dataset(dataset)
+    source, data = dataset, open_dataset(dataset)
     layout = Layout.from_dataset(data, [str(v) for v in data.data_vars if "time" in data[v].dims])
     training, held_out = split_members(data.sizes.get("member", 1), options.held_out)
 
@@ -241,7 +241,7 @@ def train(
     average = copy.deepcopy(denoiser)
 
     def batches(rank: int, processes: int, device: torch.device) -> Any:
-        windows = Windows(data, layout, options.window, training, memory, device)
+        windows = Windows(source, layout, options.window, training, memory, device)
         own = Batches(
             windows,
             climatology.to(device),
@@ -254,7 +254,7 @@ def train(
             processes,
         )
         # What is in the memory of the one device there is costs too little to be made beforehand.
-        beside = windows.held is None or device.type == "cuda"
+        beside = not windows.complete or device.type == "cuda"
         return DataLoader(Prefetch(own) if beside else own, batch_size=None)
 
     module = TrainingModule(denoiser, options, batches, strategy == "fsdp" and world > 1)
@@ -288,7 +288,7 @@ def train(
     average.eval().requires_grad_(False)
     if not trainer.is_global_zero:
         return Prior(climatology, average, name or out.name, symmetries, info)
-    held = Windows(data, layout, options.window, held_out, memory)
+    held = Windows(source, layout, options.window, held_out, memory)
     errors = denoising_error(average, climatology, held)
     record = {
         "options": json.loads(json.dumps(asdict(options))),

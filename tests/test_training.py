@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from dynamics import KolmogorovFlow, Lorenz96
 from sda.climatology import Climatology
-from sda.data import Batches, NoiseLevels, Windows
+from sda.data import Batches, NoiseLevels, Prefetch, Windows
 from sda.optimiser import Muon, orthogonalise, split_parameters
 from sda.prior import Prior
 from sda.symmetry import Symmetry
@@ -130,13 +130,21 @@ def test_batches_do_not_depend_on_memory_start_or_processes(store: Path) -> None
     symmetry = (Symmetry(roll={"site": 1}), Symmetry(flip=("site",)))
     held = Windows(data, RING, 4, range(6))
     lazy = Windows(data, RING, 4, range(6), memory=0)
-    assert held.held is not None and lazy.held is None
+    stored = Windows(store, RING, 4, range(6), memory=0)
+    # Two of the six members are in memory.
+    partly = Windows(store, RING, 4, range(6), memory=2 * 100 * 12 * 4 + 1)
+    assert held.complete and lazy.held is None and stored.arrays is not None
+    assert partly.held is not None and len(partly.held) == 2 and not partly.complete
 
     def batches(windows: Windows, **options: int) -> Batches:
         return Batches(windows, climatology, 8, 3, symmetries=symmetry, **options)
 
     whole = batches(held)[5]
-    for other in (batches(lazy)[5], next(iter(batches(held, start=5)))):
+    others = [batches(windows)[5] for windows in (lazy, stored, partly)]
+    others.append(next(iter(batches(held, start=5))))
+    ahead = iter(Prefetch(batches(stored, start=3)))
+    others.append([next(ahead) for _ in range(3)][-1])
+    for other in others:
         for a, b in zip(whole, other, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
     shares = [batches(held, rank=rank, world=2)[5] for rank in range(2)]
