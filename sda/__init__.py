@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .benchmarks.runner import benchmark as benchmark
     from .climatology import Climatology as Climatology
     from .data import NoiseLevels as NoiseLevels
+    from .filtering import Assimilator as Assimilator
     from .observation import Observations as Observations
     from .observation import observe as observe
     from .polish import polish as polish
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .verification import verify as verify
 
 PUBLIC = {
+    "Assimilator": "filtering",
     "assimilate": "assimilation",
     "benchmark": "benchmarks.runner",
     "Climatology": "climatology",
