@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .prior import Prior
     from .smc import ParticleStep
 
-TASKS = ("smooth",)
+TASKS = ("smooth", "filter")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -59,6 +59,9 @@ def assimilate(
     task: str = "smooth",
     *,
     time: Any = None,
+    lag: int = 0,
+    history: int | None = None,
+    carry: str = "observations",
     guidance: str | Mapping[str, Any] | None = None,
     langevin: "Langevin | str | None" = "default",
     smc: "ParticleStep | None" = None,
@@ -88,9 +91,14 @@ def assimilate(
         members: The number of members.
         seed: The seed. Member `m` of seed `s` is the same draw whatever the other members.
         out: A Zarr store that the members are streamed to (default: they are kept in memory).
-        task: What to sample, "smooth".
+        task: What to sample: "smooth", the trajectory given all observations; or "filter", each
+            time of an analysis given the observations until then, see `sda.filtering`.
         time: The time coordinate of the trajectory, in steps of the prior's `dt` (default: the
             observations' span on the prior's `dt`, at least one window of the prior).
+        lag: For "filter", the number of states before each cycle that are analysed again, so that
+            the analysis at a time knows the observations of so many states more.
+        history: For "filter", the number of states of a cycle's window, see `sda.Assimilator`.
+        carry: For "filter", what a cycle knows of the past, see `sda.Assimilator`.
         guidance: The method, a name of `sda.guidance.METHODS` or a mapping with its `name` and
             options (default: `hybrid` with 2 pilots for systems without space, `static`
             for fields).
@@ -148,6 +156,19 @@ def assimilate(
             s_max=s_max, s_min=s_min, memory=memory, block=block, device=device, dtype=dtype,
             precision=precision, overwrite=overwrite, resume=resume, progress=progress,
         )  # fmt: skip
+    if task == "filter":
+        from .filtering import filter_all
+
+        if smc is not None:
+            raise ValueError("particle steps go with task='smooth': leave out smc for a filter")
+        return filter_all(
+            prior, observations, members, seed, out, time=time, progress=progress, lag=lag,
+            history=history, carry=carry, guidance=guidance, langevin=langevin, sampler=sampler,
+            steps=steps, s_max=s_max, s_min=s_min, memory=memory, block=block, device=device,
+            dtype=dtype, precision=precision, overwrite=overwrite, resume=resume,
+        )  # fmt: skip
+    if lag or history is not None or carry != "observations":
+        raise ValueError(f"lag, history and carry go with task='filter', got task={task!r}")
     if not isinstance(members, int) or members < 1:
         raise ValueError(f"members must be an integer of at least 1, got {members!r}")
     if not isinstance(seed, int) or seed < 0:
