@@ -35,7 +35,9 @@ def simulate(config: Config) -> int:
 
     from .config import build_system
 
-    names = ("stride", "dtype", "device", "overwrite", "resume", "progress")
+    names = (
+        "stride", "dtype", "device", "overwrite", "resume", "progress", "cluster", "workers",
+    )  # fmt: skip
     dataset = build_system(config["system"]).simulate(
         config["members"],
         config["length"],
@@ -215,12 +217,16 @@ def info(config: Config) -> int:
     """Tells what a prior, an observation file or a dataset holds.
 
     sda info kolmogorov
+    sda info posterior.zarr check=true
     """
 
     from .prior import Prior
-    from .store import open_dataset
+    from .store import check_content, open_dataset
 
     path = Path(config["path"])
+    if config["check"]:
+        say(f"{path}: {check_content(path)} shards are as they were written")
+        return 0
     if not path.exists() or (path / "prior.json").is_file():
         say(prior_text(Prior.load(config["path"])))
     elif path.suffix in (".csv", ".parquet"):

@@ -140,6 +140,8 @@ RULES = {
     ),
     "stride": Rule("integer", low=1),
     "devices": Rule("integer", low=1),
+    "cluster": Rule("text", optional=True),
+    "workers": Rule("integer", low=1, optional=True),
     "nodes": Rule("integer", low=1),
     "strategy": Rule("text", choices=("ddp", "fsdp")),
     "checkpoint_every": Rule("integer", low=1),
@@ -487,7 +489,8 @@ def assimilation_options(config: Mapping[str, Any], prior: "Prior") -> dict[str,
     from .smc import ParticleStep
 
     names = ("members", "seed", "out", "task", "memory", "block", "device", "dtype", "precision")
-    options = {name: config[name] for name in (*names, "overwrite", "resume", "progress")}
+    names = (*names, "overwrite", "resume", "progress", "cluster", "workers")
+    options = {name: config[name] for name in names}
     levels = dict(config["sampler"])
     options |= {"sampler": levels.pop("name"), **levels}
 
