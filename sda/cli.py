@@ -111,6 +111,63 @@ def assimilate(config: Config) -> int:
     return FAILED if len(posterior.attrs["failed_members"]) else 0
 
 
+def follow(config: Config) -> int:
+    """Analyses observations as they come in, and keeps running until it is stopped.
+
+    sda filter prior=lorenz63 stream=incoming/ every=8 lag=8 members=64 out=analyses.zarr
+    sda filter prior=lorenz63 stream=observations.csv every=8 idle=60 out=analyses.zarr resume=true
+
+    One line is printed for each cycle. A signal (SIGINT, SIGTERM) stops it with exit code 130, and
+    resume=true goes on after the last finished cycle. A file END in the folder (or <stream>.end
+    beside a store or table) ends the stream, as does idle=… seconds without anything new.
+    """
+
+    import signal
+
+    from .config import build_prior, sampling_options
+    from .filtering import Assimilator
+    from .streams import as_stream
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    stream = as_stream(config["stream"], idle=config["idle"], poll=config["poll"], report=complain)
+    names = (
+        "members", "seed", "lag", "history", "carry", "every", "out", "memory", "block",
+        "device", "dtype", "precision", "overwrite", "resume",
+    )  # fmt: skip
+    options = {name: config[name] for name in names} | sampling_options(config)
+    options["start"] = config["time"]["start"]
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with Assimilator(build_prior(config["prior"]), **options) as assimilator:
+            try:
+                for analysis in assimilator.run(stream, refuse=lambda error: complain(str(error))):
+                    say(cycle_text(analysis))
+            except KeyboardInterrupt as error:
+                error.add_note(f"{assimilator.cycle} cycles are finished, resume=true goes on")
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    refused = f", {assimilator.refused} observations refused" if assimilator.refused else ""
+    say(f"{config['out']}: {assimilator.cycle} cycles{refused}")
+    failed = assimilator.store is not None and assimilator.store.failures["failed_members"]
+    return FAILED if failed else 0
+
+
+def cycle_text(analysis: "xr.Dataset") -> str:
+    """A cycle in one line: what was observed, and the mean and spread of each variable."""
+
+    now = analysis.isel(time=-1)
+    parts = []
+    for name in analysis.data_vars:
+        spread = float(now[name].var("member").mean()) ** 0.5
+        parts.append(f"{name} {float(now[name].mean()):.3g} ± {spread:.2g}")
+    seen = int(analysis.attrs["observed"])
+    what = f"{seen} values observed" if seen else "nothing observed, a forecast"
+    return f"cycle {analysis.attrs['cycle']}, time {float(now.time):g}: {what}; {', '.join(parts)}"
+
+
 def verify(config: Config) -> int:
     """Scores an ensemble against the truth.
 
@@ -314,6 +371,7 @@ VERBS: dict[str, Callable[[Config], int]] = {
     "train": train,
     "observe": observe,
     "assimilate": assimilate,
+    "filter": follow,
     "verify": verify,
     "benchmark": benchmark,
     "plot": plot,

@@ -110,9 +110,15 @@ RULES = {
     "seed": Rule("integer", low=0),
     "block": Rule("integer", low=1, optional=True),
     "prior.window": Rule("integer", low=1),
-    "task": Rule("text", choices=("smooth",)),
+    "task": Rule("text", choices=("smooth", "filter")),
     "dtype": Rule("text", choices=("float32", "float64")),
     "precision": Rule("text", choices=("float32", "bfloat16")),
+    "lag": Rule("integer", low=0),
+    "history": Rule("integer", low=1, optional=True),
+    "carry": Rule("text", choices=("observations",)),
+    "every": Rule("integer", low=1),
+    "idle": Rule("number", low=0, optional=True),
+    "poll": Rule("number", low=0, above=True),
     "smc.group": Rule("integer", low=2, optional=True),
     "smc.threshold": Rule("number", low=0),
     "smc.divergence": Rule("text", choices=("shared", "probe")),
@@ -485,22 +491,12 @@ def assimilation_options(config: Mapping[str, Any], prior: "Prior") -> dict[str,
 
     import numpy as np
 
-    from .langevin import Langevin
     from .smc import ParticleStep
 
     names = ("members", "seed", "out", "task", "memory", "block", "device", "dtype", "precision")
-    names = (*names, "overwrite", "resume", "progress", "cluster", "workers")
-    options = {name: config[name] for name in names}
-    levels = dict(config["sampler"])
-    options |= {"sampler": levels.pop("name"), **levels}
-
-    guidance = {name: v for name, v in config["guidance"].items() if v is not None}
-    options["guidance"] = None if guidance["name"] == "default" else guidance
-    langevin = dict(config["langevin"])
-    preset = langevin.pop("preset", None)
-    options["langevin"] = (
-        Langevin(**langevin) if preset is None else None if preset == "none" else preset
-    )
+    more = ("overwrite", "resume", "progress", "cluster", "workers", "lag", "history", "carry")
+    options = {name: config[name] for name in (*names, *more)}
+    options |= sampling_options(config)
     options["smc"] = None if config["smc"]["group"] is None else ParticleStep(**config["smc"])
     start, length = config["time"]["start"], config["time"]["length"]
     if (start is None) != (length is None):
@@ -509,6 +505,24 @@ def assimilation_options(config: Mapping[str, Any], prior: "Prior") -> dict[str,
         )
     if length is not None:
         options["time"] = start + prior.layout.dt * np.arange(length)
+
+    return options
+
+
+def sampling_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampler, guidance and Langevin steps, as `sda.assimilate` takes them."""
+
+    from .langevin import Langevin
+
+    levels = dict(config["sampler"])
+    options: dict[str, Any] = {"sampler": levels.pop("name"), **levels}
+    guidance = {name: v for name, v in config["guidance"].items() if v is not None}
+    options["guidance"] = None if guidance["name"] == "default" else guidance
+    langevin = dict(config["langevin"])
+    preset = langevin.pop("preset", None)
+    options["langevin"] = (
+        Langevin(**langevin) if preset is None else None if preset == "none" else preset
+    )
 
     return options
 

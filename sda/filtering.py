@@ -210,6 +210,7 @@ class Assimilator:
         self.taken: set[str] = set()
         self.refused = 0
         self.last: tuple[int, np.ndarray, np.ndarray] | None = None
+        self.brought = 0
         self.settings: dict[str, Any] = {
             "task": "filter",
             "prior": prior.hash,
@@ -356,7 +357,8 @@ class Assimilator:
 
         Returns:
             The analysis, with dimensions `(member, time, *space)`: of the cycle's time and the
-            `lag` states before it. The coordinate `observed` counts the values at each time.
+            `lag` states before it. The coordinate `observed` counts the values at each time, the
+            attribute those of the cycle: 0 in a gap.
 
         Raises:
             ValueError: If the observations do not fit the prior or come too late, or the time was
@@ -453,6 +455,7 @@ class Assimilator:
             self._write(self.store, cycle, frames, failures)
         counts = [self.observed(step - 1, step) for step in range(until - self.lag, until + 1)]
         self.last = (cycle, frames, np.array(counts, dtype=np.int32))
+        self.brought = self.observed(until - self.every, until)
         self.cycle = cycle + 1
         self.fresh, self.batches, self.marks = [], [], []
         self.pieces = [piece for piece in self.pieces if piece.first >= self.opens]
@@ -560,9 +563,9 @@ class Assimilator:
             raise ValueError("no cycle has been run yet")
         cycle, frames, counts = self.last
         steps = np.arange(-self.lag, 1)
-        dataset = self.layout.to_dataset(
-            frames, self.time(cycle) + self.layout.dt * steps, attrs=self.attrs | {"cycle": cycle}
-        )
+        attrs = self.attrs | {"cycle": cycle, "observed": self.brought}
+        time = self.time(cycle) + self.layout.dt * steps
+        dataset = self.layout.to_dataset(frames, time, attrs=attrs)
 
         return dataset.assign_coords(observed=("time", counts))
 
