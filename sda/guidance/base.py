@@ -333,17 +333,20 @@ class PosteriorDenoiser(Denoiser, abc.ABC):
         """Draws noisy trajectories at a large `s` from the posterior of the Gaussian prior.
 
         Exact for a Gaussian prior and linear `H` at any `s`. For others the error is that of the
-        first two moments, over `s`: much less than that of `s ε`, which leaves the mean out.
+        first two moments, over `s`: much less than that of `s ε`, which leaves the mean out. The
+        mean of the prior is zero, or the attribute `mean` of its denoiser.
 
         Returns:
             `N(E[X | y], Cov[X | y] + s² I)`, with shape `(member, *shape)`.
         """
 
-        zero = torch.zeros(members, *self.shape).to(self.likelihood.y)
-        tangent = self.space.linearise(zero)
+        prior = getattr(self.denoiser, "mean", None)
+        if prior is None:
+            prior = torch.zeros(members, *self.shape).to(self.likelihood.y)
+        tangent = self.space.linearise(prior)
         e = self.likelihood.y - tangent.value
         v = self.space.solve(lambda e: e, e, tangent, ("start", 0.0))
-        mean = self.space.adjoint(lambda e: e, v, tangent)
+        mean = prior + self.space.adjoint(lambda e: e, v, tangent)
 
         return mean + PosteriorMetric(self.space, tangent, s, CappedPrior(s)).draw(noise)
 

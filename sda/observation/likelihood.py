@@ -20,7 +20,8 @@ class Likelihood:
 
     Arguments:
         operator: The observation operator, from `(member, *shape)` to `(member, value)`.
-        y: The observed values, with shape `(value)`.
+        y: The observed values, with shape `(value)`, or `(member, value)` where each member has
+            observations of its own.
         std: The standard deviation of each value's error, with shape `(value)` or `()`.
         shape: The shape `(time, channel, *space)` of a trajectory.
         linear: Whether the operator is linear or affine.
@@ -41,21 +42,24 @@ class Likelihood:
         parts: Parts | None = None,
     ) -> None:
         std = torch.as_tensor(std, dtype=y.dtype, device=y.device)
-        if y.ndim != 1 or not len(y):
-            raise ValueError(f"y must have shape (value) with at least one, got {tuple(y.shape)}")
-        if std.ndim and std.shape != y.shape:
+        if y.ndim not in (1, 2) or not y.numel():
             raise ValueError(
-                f"std must have the shape {tuple(y.shape)} of y, got {tuple(std.shape)}"
+                f"y must have shape (value) or (member, value) with at least one, got "
+                f"{tuple(y.shape)}"
+            )
+        if std.ndim and std.shape != y.shape[-1:]:
+            raise ValueError(
+                f"std must have the shape {tuple(y.shape[-1:])} of y, got {tuple(std.shape)}"
             )
         if not bool((std > 0).all() & std.isfinite().all()):
             raise ValueError(f"std must be positive and finite, got down to {float(std.min()):g}")
         self.operator = operator
-        self.y, self.std = y, std.expand(y.shape)
+        self.y, self.std = y, std.expand(y.shape[-1])
         self.shape, self.linear = tuple(shape), linear
         self.parts = parts
 
     def __len__(self) -> int:
-        return len(self.y)
+        return self.y.shape[-1]
 
     def __repr__(self) -> str:
         kind = "linear" if self.linear else "non-linear"
