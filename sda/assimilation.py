@@ -71,6 +71,7 @@ def assimilate(
     s_min: float = 5e-3,
     memory: int | str = "2GiB",
     block: int | None = None,
+    frames: int | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str = torch.float32,
     precision: str = "float32",
@@ -111,8 +112,10 @@ def assimilate(
         s_max: The largest noise level, in units of the variables' standard deviations.
         s_min: The smallest, to be chosen well under the smallest posterior standard deviation.
         memory: The memory that the sampled states may take, in bytes or as "512MiB", "2GiB".
-            Decides the members per block.
+            Decides the members per block, and whether the trajectory is sampled in blocks of time
+            with its state on disk, beside `out`, see `sda.long`.
         block: The members per block, in place of `memory`.
+        frames: The states per block of time, in place of `memory`.
         device: The device to sample on.
         dtype: The precision to sample and store in, float32 or float64.
         precision: The precision that the network alone is evaluated in, float32 or bfloat16; all
@@ -143,13 +146,14 @@ def assimilate(
 
     from .cluster import Target, assimilate_on
     from .guidance import METHODS, guide
+    from .long import smooth
     from .sampling import SAMPLERS, Diverged, log_levels, prepare, sample
 
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
     if cluster is not None or workers is not None:
-        if task != "smooth":
-            raise ValueError(f"a cluster goes with task='smooth', got task={task!r}")
+        if task != "smooth" or frames is not None:
+            raise ValueError(f"a cluster goes with task='smooth' and no frames, got task={task!r}")
         return assimilate_on(
             cluster, workers, prior, observations, out, members=members, seed=seed, time=time,
             guidance=guidance, langevin=langevin, smc=smc, sampler=sampler, steps=steps,
@@ -183,6 +187,7 @@ def assimilate(
 
     layout = prior.layout
     time = trajectory_times(prior, observations, time, memory)
+    long = frames is not None or too_long(prior, len(time), memory)
     shape = (len(time), *layout.shape)
     method, options = guidance_method(guidance, fields=bool(layout.dims))
     if method not in METHODS:
@@ -194,17 +199,6 @@ def assimilate(
     schedule = {"sampler": sampler, "steps": steps, "s_max": s_max, "s_min": s_min}
 
     prior = prior.to(device)
-    climatology = prior.climatology
-    likelihood = observations.likelihood(layout, time, dtype=dtype, device=device)
-    mean, scale = climatology.get_buffer("mean"), climatology.get_buffer("scale")
-    likelihood = likelihood.normalise(mean, scale)
-    guided = guide(
-        method,
-        trajectory_denoiser(prior, len(time), dtype, memory, precision),
-        likelihood,
-        climatology.covariance(len(time), dtype),
-        **options,
-    )
     settings: dict[str, Any] = {
         "task": task,
         "prior": prior.hash,
@@ -219,6 +213,35 @@ def assimilate(
         "dtype": str(dtype).removeprefix("torch."),
         "precision": precision,
     }
+    if long and isinstance(out, Target):
+        raise ValueError(
+            f"{len(time)} states are sampled in blocks of time, which one process does: leave out "
+            f"cluster and frames, or raise memory={memory}"
+        )
+    if long:
+        if smc is not None:
+            raise ValueError(
+                "particle steps weigh whole trajectories, which are too long here: leave out smc, "
+                "or raise memory"
+            )
+        return smooth(
+            prior, observations, members, seed, out, time, method=method, options=options,
+            langevin=langevin, schedule=schedule, memory=memory, dtype=dtype, device=device,
+            precision=precision, settings=settings, attrs=provenance(settings, prior),
+            overwrite=overwrite, resume=resume, frames=frames, progress=progress,
+        )  # fmt: skip
+
+    climatology = prior.climatology
+    likelihood = observations.likelihood(layout, time, dtype=dtype, device=device)
+    mean, scale = climatology.get_buffer("mean"), climatology.get_buffer("scale")
+    likelihood = likelihood.normalise(mean, scale)
+    guided = guide(
+        method,
+        trajectory_denoiser(prior, len(time), dtype, memory, precision),
+        likelihood,
+        climatology.covariance(len(time), dtype),
+        **options,
+    )
     if smc is not None:
         # Not needed before a block is sampled, but what does not fit is better known now.
         smc.begin(guided, seed, range(members))
@@ -297,7 +320,7 @@ def trajectory_times(
 
     Raises:
         ValueError: If the times are not in steps of the prior's `dt`, do not cover the
-            observations, or are more than memory can hold.
+            observations, or are too many because of one that lies far from the others.
     """
 
     dt = prior.layout.dt
@@ -305,7 +328,8 @@ def trajectory_times(
     if time is None:
         # Observations may span less than the prior's window; the states after them are free.
         length = max(1 + math.ceil((last - first) / dt - 1e-3), prior.window)
-        check_length(prior, length, f"the observations span times {first:g} to {last:g}", memory)
+        if too_long(prior, length, memory):
+            check_gap(prior, observations, length)
         return first + dt * np.arange(length)
 
     time = np.asarray(getattr(time, "values", time), dtype=np.float64)
@@ -321,23 +345,29 @@ def trajectory_times(
             f"the observations span times {first:g} to {last:g}, but the trajectory only "
             f"{time[0]:g} to {time[-1]:g}: give a time coordinate that covers them"
         )
-    check_length(prior, len(time), f"time runs from {time[0]:g} to {time[-1]:g}", memory)
     return time
 
 
-def check_length(prior: "Prior", length: int, reason: str, memory: int | str) -> None:
-    """Raises a `ValueError` if not even the covariance of a trajectory's states fits in memory.
+def too_long(prior: "Prior", length: int, memory: int | str) -> bool:
+    """Whether not even the covariance of a trajectory's states fits in memory."""
+    return 8 * (length * prior.layout.shape[0]) ** 2 > size_in_bytes(memory)
+
+
+def check_gap(prior: "Prior", observations: "Observations", length: int) -> None:
+    """Raises a `ValueError` if most of a long trajectory is one gap between observations.
 
     One time far away from the others, perhaps in other units, would make a trajectory that takes
-    all of the machine's memory before anything could be said about it.
+    all of the machine's disk before anything could be said about it.
     """
 
-    need = 8 * (length * prior.layout.shape[0]) ** 2
-    if need > size_in_bytes(memory):
+    times = np.concatenate([t for each in observations.sets for t in each.operator.times()])
+    gap, span = float(np.diff(np.unique(times)).max(initial=0)), float(np.ptp(times))
+    if gap > span / 2:
+        first, last = observations.span
         raise ValueError(
-            f"{reason}, which is {length} states in steps of the prior's dt={prior.layout.dt:g}: "
-            f"their covariance needs {need / 2**30:.3g} GiB, more than memory={memory}. Check the "
-            f"times, assimilate parts one by one, or raise memory"
+            f"the observations span times {first:g} to {last:g}, which is {length} states in steps "
+            f"of the prior's dt={prior.layout.dt:g}, and nothing is observed for {gap:g} of that: "
+            f"check the times, or give the trajectory's time if it is meant so"
         )
 
 

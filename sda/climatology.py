@@ -116,6 +116,10 @@ class Climatology(nn.Module):
 
         return self._cache[key].to(self.mean.device)
 
+    def forget(self, length: int, dtype: torch.dtype = torch.float32) -> None:
+        """Frees the memory of a covariance that is not needed again."""
+        self._cache.pop((length, dtype), None)
+
     @classmethod
     def fit(
         cls,

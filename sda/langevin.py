@@ -130,22 +130,34 @@ class Langevin:
         values = math.prod(x.shape[1:])
 
         for k in range(self.steps):
-            metric = self._metric(denoiser, analysis)
+            metric = self.metric_of(denoiser, analysis)
             move = metric.move((analysis.mean - x) / s**2, noise)
-            norm = (move.square / values).clamp(min=1e-6)
+            norm = move.square / values
             if k == 0:
                 self.alarms[s] = float(norm.mean())
-            if self.metric == "identity":
-                delta = self.delta / norm
-                x = x + move.combine(delta, (2 * delta).sqrt())
-            else:
-                delta = (self.tame * self.delta / norm).clamp(max=self.delta)
-                x = x + move.combine(-torch.expm1(-delta), (-torch.expm1(-2 * delta)).sqrt())
+            x = x + move.combine(*self.factors(norm))
             analysis = analyse(denoiser, x, s)
 
         return x, analysis
 
-    def _metric(self, denoiser: Denoiser, analysis: Analysis) -> Metric:
+    def factors(self, norm: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of `M ∇ log p` and of the draw from `N(0, M)` in a step.
+
+        Arguments:
+            norm: `‖M^½ ∇ log p‖² / n` of each member, with shape `(member)`.
+        """
+
+        norm = norm.clamp(min=1e-6)
+        if self.metric == "identity":
+            delta = self.delta / norm
+            return delta, (2 * delta).sqrt()
+        delta = (self.tame * self.delta / norm).clamp(max=self.delta)
+
+        return -torch.expm1(-delta), (-torch.expm1(-2 * delta)).sqrt()
+
+    def metric_of(self, denoiser: Denoiser, analysis: Analysis) -> Metric:
+        """The metric of a step at an analysis of a denoiser."""
+
         if self.metric == "guidance" and isinstance(denoiser, PosteriorDenoiser):
             return denoiser.metric(analysis, self.kappa, self.cap)
         covariance = getattr(denoiser, "covariance", None)

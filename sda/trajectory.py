@@ -91,6 +91,10 @@ class TrajectoryDenoiser(Denoiser):
 
         return self.long.wiener(x, s) + self._compose(x, s)
 
+    def residual(self, x: Tensor, s: Tensor | float) -> Tensor:
+        """What windows contribute to the estimate: all, or all but the linear part."""
+        return self._compose(x, s * (1 - self.exposure))
+
     def _evaluate(self, windows: Tensor, s: Tensor | float) -> Tensor:
         """What windows `(B, W, channel, *space)` contribute: all, or all but the linear part."""
 

@@ -462,7 +462,7 @@ def test_a_stray_time_does_not_fill_the_memory(prior, observations):
     stray = Observations.from_table(table)
     with pytest.raises(ValueError, match=r"span times 0 to 1e\+07, which is 100000001 states"):
         assimilate(prior, stray, members=2)
-    with pytest.raises(ValueError, match=r"101 states .* more than memory=100kB"):
+    with pytest.raises(ValueError, match=r"memory=100kB is less than one block .* 101 states"):
         assimilate(prior, observations, members=2, time=0.1 * np.arange(101), memory="100kB")
 
 

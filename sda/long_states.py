@@ -1,0 +1,151 @@
+"""The state of a long run on disk.
+
+The arrays of all members lie in one folder, time outermost, so that a block of time is one piece of
+each file. They are mapped into memory: what is used stays in the machine's page cache as long as
+there is room, and no longer. The folder's `state.json` says how far the run is. It is replaced
+atomically, and only after what it tells of is on disk; each phase of a run reads some arrays and
+writes others, so that a phase that was cut short is simply taken up again.
+"""
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .store import sync
+
+STATE = "state.json"
+
+
+class States:
+    """Arrays `(time, member, channel, *space)` on disk.
+
+    Arguments:
+        folder: Where they lie.
+        names: Their names.
+        shape: The shape of each.
+        dtype: Their type.
+
+    Raises:
+        OSError: If the disk has no room for them.
+    """
+
+    def __init__(
+        self, folder: Path, names: Sequence[str], shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        self.folder, self.shape = folder, shape
+        self.type = np.float64 if dtype == torch.float64 else np.float32
+        folder.mkdir(parents=True, exist_ok=True)
+        size = math.prod(shape) * np.dtype(self.type).itemsize
+        self.arrays: dict[str, np.ndarray] = {}
+        self.changed: set[str] = set()
+        for name in names:
+            path = folder / f"{name}.bin"
+            if not (path.is_file() and path.stat().st_size == size):
+                reserve(path, size)
+            self.arrays[name] = np.memmap(path, dtype=self.type, mode="r+", shape=shape)
+
+    def read(
+        self, name: str, low: int, high: int, members: slice, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """A range of times of some members, `(member, time, channel, *space)`."""
+
+        part = np.array(self.arrays[name][low:high, members].swapaxes(0, 1), order="C")
+        return torch.from_numpy(part).to(device)
+
+    def write(self, name: str, low: int, members: slice, values: Tensor) -> None:
+        """Writes a range of times that begins at `low`, see `read`."""
+
+        part = values.detach().cpu().numpy().swapaxes(0, 1)
+        self.arrays[name][low : low + len(part), members] = part
+        self.changed.add(name)
+
+    def fill(self, name: str, members: Sequence[int], value: float) -> None:
+        """Sets members to one value, at all times."""
+
+        array = self.arrays[name]
+        for low in range(0, len(array) if members else 0, 256):
+            array[low : low + 256, list(members)] = value
+        self.changed.add(name)
+
+    def flush(self) -> None:
+        """Forces what has changed to disk."""
+
+        for name in sorted(self.changed):
+            array = self.arrays[name]
+            if isinstance(array, np.memmap):
+                array.flush()
+        self.changed.clear()
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        self.arrays.clear()
+
+
+def reserve(path: Path, size: int) -> None:
+    """Makes a file of zeros whose room on disk is taken already.
+
+    A file with holes would let a run start that a full disk ends later, and not by an error.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            file.truncate(size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def room(path: Path) -> int:
+    """The free bytes of the disk that a path is or will be on."""
+
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def write_state(folder: Path, content: Mapping[str, Any]) -> None:
+    """Replaces a run's `state.json`, all or nothing."""
+
+    part = folder / f".{STATE}"
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, folder / STATE)
+    sync(folder)
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """A run's `state.json`; None if there is no run that could be taken up."""
+
+    try:
+        content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def full(error: OSError, path: Path, doing: str, need: int) -> OSError:
+    """An `OSError` of the same kind that says what a long run needs."""
+
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    return type(error)(
+        error.errno,
+        f"{reason} while {doing}: a long run needs {need / 2**30:.3g} GiB for its states and its "
+        f"result; make room and run again with resume=true, or assimilate fewer members",
+        str(path),
+    )
