@@ -6,17 +6,18 @@ be cut short or altered later; `mark` is kept elsewhere and tells.
 
 import errno
 import os
-import zlib
 from pathlib import Path
+
+import google_crc32c
 
 
 def mark(path: Path) -> list[int]:
-    """The size of a file and the CRC-32 of its content."""
+    """The size of a file and the CRC-32C of its content."""
 
     size = code = 0
     with path.open("rb") as file:
         while part := file.read(2**22):
-            size, code = size + len(part), zlib.crc32(part, code)
+            size, code = size + len(part), google_crc32c.extend(code, part)
     return [size, code]
 
 

@@ -11,14 +11,18 @@ References:
 
 import json
 import math
-import zlib
+import os
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from dynamics.files import sync_tree
 
+# The bytes after which the disk is set to work.
+PORTION = 8 << 20
 RAW = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
@@ -63,8 +67,11 @@ def write_block(
     k: int,
     values: np.ndarray,
     form: tuple[np.dtype, tuple[int, ...], tuple[int, ...]],
-) -> dict[str, list[int]]:
-    """Writes one block of members of an array and forces it to disk.
+    disk: Executor,
+) -> tuple[dict[str, list[int]], list[Future[None]]]:
+    """Writes one block of members of an array.
+
+    The disk takes what is written already while the rest is copied.
 
     Arguments:
         place: The Zarr v3 group.
@@ -72,48 +79,62 @@ def write_block(
         k: The index of the block.
         values: The members, with shape `(member, time, *space)`, any strides.
         form: What `grid` says of the array.
+        disk: Runs what waits for the disk.
 
     Returns:
         The size and checksum of each file, see `dynamics.files.mark`, by its path in the block's
-        folder.
+        folder; and what is still under way to disk.
     """
 
-    import google_crc32c
-
     dtype, shard, chunk = form
+    little = dtype.newbyteorder("<")
     frames, size = chunk[1], math.prod(chunk) * dtype.itemsize
     folder = place / name / "c" / str(k)
-    marks = {}
+    marks: dict[str, list[int]] = {}
+    under_way: list[Future[None]] = []
     for j, first in enumerate(range(0, values.shape[1], frames)):
         path = Path(str(j), *["0"] * (values.ndim - 2))
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         # Members that the block does not have are marked as absent.
         index = np.full((shard[0], 2), 2**64 - 1, dtype="<u8")
-        code = 0
+        code = waiting = 0
         with target.open("wb", buffering=0) as file:
             for m, member in enumerate(values):
                 part = member[first : first + frames]
                 if len(part) < frames:
                     rest = np.full((frames - len(part), *part.shape[1:]), np.nan)
                     part = np.concatenate((part, rest))
-                content = np.ascontiguousarray(part, dtype=dtype.newbyteorder("<")).data
-                code = zlib.crc32(written(file, content.cast("B")), code)
+                content = part.astype(little, copy=False).tobytes()
+                code = google_crc32c.extend(code, written(file, content))
                 index[m] = m * size, size
+                waiting += size
+                if waiting >= PORTION:
+                    under_way.append(disk.submit(force, os.dup(file.fileno())))
+                    waiting = 0
             tail = index.tobytes()
             tail += google_crc32c.value(tail).to_bytes(4, "little")
-            code = zlib.crc32(written(file, memoryview(tail)), code)
+            code = google_crc32c.extend(code, written(file, tail))
             marks[str(path)] = [len(values) * size + len(tail), code]
-    sync_tree(folder)
+    under_way.append(disk.submit(sync_tree, folder))
 
-    return marks
+    return marks, under_way
 
 
-def written(file: Any, content: memoryview) -> memoryview:
-    """Writes all of a buffer, and returns it."""
+def force(handle: int) -> None:
+    """Forces to disk what was written to a file so far, and closes the handle."""
 
-    done = 0
-    while done < len(content):
-        done += file.write(content[done:])
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def written(file: Any, content: bytes) -> bytes:
+    """Writes all of the bytes, and returns them."""
+
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
     return content

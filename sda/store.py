@@ -537,21 +537,27 @@ def write_shards(
 
     group: Any = zarr.open_group(place, mode="r+", zarr_format=3)
     marks = {}
-    for i, name in enumerate(variables):
-        # One shard holds the block: c/<block>/0/0/… What an earlier run left of it, perhaps
-        # half, must not be read while it is replaced.
-        shard = place / name / "c" / str(k)
-        shutil.rmtree(shard, ignore_errors=True)
-        if form := grid(place, name):
-            marks[name] = write_block(place, name, k, trajectories[:, :, i], form)
-            continue
-        array = group[name]
-        for first in range(0, array.shape[1], array.chunks[1]):
-            times = slice(first, first + array.chunks[1])
-            part = trajectories[:, times, i].astype(array.dtype, copy=False)
-            array[block.start : block.stop, times] = part
-        sync_tree(shard)
-        marks[name] = {str(f.relative_to(shard)): mark(f) for f in files(shard)}
+    with ThreadPoolExecutor(max_workers=1) as disk:
+        under_way: list[Future[None]] = []
+        for i, name in enumerate(variables):
+            # One shard holds the block: c/<block>/0/0/… What an earlier run left of it, perhaps
+            # half, must not be read while it is replaced.
+            shard = place / name / "c" / str(k)
+            shutil.rmtree(shard, ignore_errors=True)
+            if form := grid(place, name):
+                values = trajectories[:, :, i]
+                marks[name], more = write_block(place, name, k, values, form, disk)
+                under_way += more
+                continue
+            array = group[name]
+            for first in range(0, array.shape[1], array.chunks[1]):
+                times = slice(first, first + array.chunks[1])
+                part = trajectories[:, times, i].astype(array.dtype, copy=False)
+                array[block.start : block.stop, times] = part
+            sync_tree(shard)
+            marks[name] = {str(f.relative_to(shard)): mark(f) for f in files(shard)}
+        for each in under_way:
+            each.result()
     return marks
 
 

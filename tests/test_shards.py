@@ -1,5 +1,6 @@
 """Shards written in one pass are those that Zarr reads."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import zarr
 
 from dynamics.files import mark
+from sda import shards
 from sda.shards import grid, write_block
 
 
@@ -26,6 +28,18 @@ def make(path: Path, shape: tuple[int, ...], shard: int, frames: int, **options:
     )
 
 
+def write(place: Path, k: int, values: np.ndarray) -> dict[str, list[int]]:
+    form = grid(place, "u")
+    assert form is not None
+    with ThreadPoolExecutor(1) as disk:
+        marks, under_way = write_block(place, "u", k, values, form, disk)
+        for each in under_way:
+            each.result()
+
+    return marks
+
+
+@pytest.mark.parametrize("portion", [64, 2**23])
 @pytest.mark.parametrize(
     ("shape", "shard", "frames", "dtype"),
     [
@@ -35,16 +49,22 @@ def make(path: Path, shape: tuple[int, ...], shard: int, frames: int, **options:
     ],
 )
 def test_zarr_reads_what_was_written(
-    tmp_path: Path, shape: tuple[int, ...], shard: int, frames: int, dtype: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, ...],
+    shard: int,
+    frames: int,
+    dtype: str,
+    portion: int,
 ) -> None:
+    monkeypatch.setattr(shards, "PORTION", portion)
     make(tmp_path / "store", shape, shard, frames, dtype=dtype)
-    form = grid(tmp_path / "store", "u")
-    assert form is not None
     # Channels last: the variable is strided, as in an array of trajectories.
     values = np.random.default_rng(0).standard_normal((*shape, 2)).astype(dtype)[..., 1]
     blocks = range(-(-shape[0] // shard))
     for k in reversed(blocks):
-        marks = write_block(tmp_path / "store", "u", k, values[k * shard : (k + 1) * shard], form)
+        part = values[k * shard : (k + 1) * shard]
+        marks = write(tmp_path / "store", k, part)
         folder = tmp_path / "store" / "u" / "c" / str(k)
         assert len(marks) == -(-shape[1] // frames)
         assert all(mark(folder / part) == marked for part, marked in marks.items())
@@ -55,9 +75,8 @@ def test_zarr_reads_what_was_written(
 
 def test_a_member_is_read_without_its_neighbours(tmp_path: Path) -> None:
     make(tmp_path / "store", (4, 5, 8), 4, 5)
-    form = grid(tmp_path / "store", "u")
     values = np.arange(160.0).reshape(4, 5, 8)
-    write_block(tmp_path / "store", "u", 0, values, form)
+    write(tmp_path / "store", 0, values)
     shard = tmp_path / "store" / "u" / "c" / "0" / "0" / "0"
     content = bytearray(shard.read_bytes())
     content[: 5 * 8 * 4] = b"\xff" * (5 * 8 * 4)
