@@ -249,12 +249,16 @@ def benchmark(config: Config) -> int:
 
     from dynamics.simulate import compute_device
 
-    compute_device(config["device"])
+    if config["cluster"] is None and config["workers"] is None:
+        compute_device(config["device"])
     from .benchmarks.experiment import from_verb
     from .benchmarks.results import summary
     from .benchmarks.runner import benchmark as run
 
-    names = ("repetitions", "out", "tune", "report", "resume", "overwrite", "batch", "device")
+    names = (
+        "repetitions", "out", "tune", "report", "resume", "overwrite", "batch", "device",
+        "cluster", "workers",
+    )  # fmt: skip
     methods = config["methods"]
     results = run(
         from_verb(config),

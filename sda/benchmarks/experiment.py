@@ -510,7 +510,7 @@ def load(
 # What a run decides, not the experiment.
 RUN = (
     "methods", "repetitions", "out", "tune", "report", "resume", "overwrite", "batch", "device",
-    "command",
+    "command", "cluster", "workers",
 )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ OWN = ("method", "label", "published", "model", "search")
 # The arguments of `sda.assimilate` that the benchmark sets itself.
 SET = (
     "prior", "observations", "seed", "out", "task", "time", "overwrite", "resume", "progress",
-    "dtype", "device",
+    "dtype", "device", "cluster", "workers",
 )  # fmt: skip
 # The plain types of parameters, in words.
 WORDS: dict[Any, str] = {

@@ -111,6 +111,17 @@ class Results:
 
         self.group = zarr.open_group(self.path, mode="r+")
 
+    @classmethod
+    def attach(cls, path: Path, specs: Sequence[Spec], case: Case) -> "Results":
+        """Results that another process has made, to write some of them."""
+
+        import zarr
+
+        results = cls.__new__(cls)
+        results.path, results.specs, results.case = path, list(specs), case
+        results.group = zarr.open_group(path, mode="r+")
+        return results
+
     def finished(self, spec: int, repetition: int) -> bool:
         """Whether a method has run on a repetition."""
         return bool(self.array("finished")[spec, repetition] == 1)

@@ -4,7 +4,8 @@
         for each method: the ensemble, its scores, its cost  ──▶  results.zarr
 
 A method that diverges is recorded as diverged and the run goes on. Each (method, repetition) is
-written when it is finished, so that a run that was killed goes on where it stopped.
+written when it is finished, so that a run that was killed goes on where it stopped. On a cluster,
+workers run some of them each and write what they find themselves.
 """
 
 import json
@@ -13,13 +14,17 @@ import os
 import platform
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import xarray as xr
 
+from dynamics.cluster import Cluster, connect
+
 from .experiment import Experiment, Twin, load
+from .hands import Hands, machines
 from .methods import Outcome, Spec, Workbench, resolve
 from .results import Results, check_out, plain_json, uses_prior, write_tables
 from .results import load as load_results
@@ -45,6 +50,8 @@ def benchmark(
     overrides: Sequence[str] = (),
     command: str | None = None,
     say: Say | None = None,
+    cluster: Any = None,
+    workers: int | None = None,
 ) -> xr.Dataset:
     """Compares methods of data assimilation on the same observations.
 
@@ -66,6 +73,10 @@ def benchmark(
         overrides: Changes of the experiment, as on the command line: `["cycles=100"]`.
         command: The command that this is, for the report (default: one that does the same).
         say: Called with a line of text for each result.
+        cluster: A Dask cluster whose workers run methods and repetitions side by side, see
+            `dynamics.cluster.connect` (default: this process does, one by one). Workers must see
+            `out`; times are theirs.
+        workers: The number of processes of cluster="local", which it implies.
 
     Returns:
         The results; see `sda.benchmarks.results`.
@@ -91,7 +102,37 @@ def benchmark(
     )
     experiment = load(experiment, overrides)
     specs = resolve(experiment, methods)
-    bench = Workbench(experiment, device)
+    remote = cluster is not None or workers is not None
+    with connect(cluster, workers) if remote else nullcontext() as pool:
+        compare(experiment, specs, repetitions, out, tune, resume, overwrite, batch, device,
+                command, say, pool)  # fmt: skip
+    dataset = load_results(out)
+    write_tables(dataset, out)
+    if report is not None:
+        from .. import report as reports
+
+        reports.write(dataset, Path(report), overwrite=replace)
+
+    return dataset
+
+
+def compare(
+    experiment: Experiment,
+    specs: Sequence[Spec],
+    repetitions: int,
+    out: Path,
+    tune: bool,
+    resume: bool,
+    overwrite: bool,
+    batch: int,
+    device: str | torch.device,
+    command: str,
+    say: Say,
+    pool: Cluster | None,
+) -> None:
+    """Tunes and runs the methods, see `benchmark`, here or on the workers of a pool."""
+
+    bench = Workbench(experiment, device if pool is None else "cpu")
     needed = bool(experiment.config.get("prior")) and any(map(uses_prior, specs))
     prior_hash = bench.prior.hash if needed else ""
 
@@ -101,7 +142,7 @@ def benchmark(
     attrs = {
         "commands": json.dumps([command]),
         "versions": json.dumps(versions()),
-        "machine": json.dumps(machine(device)),
+        "machine": json.dumps(machine(device) if pool is None else machines(pool, device)),
     }
     found: dict[str, Any] = {}
     if tune:
@@ -110,22 +151,18 @@ def benchmark(
             known = json.loads(load_results(out).attrs["tuning"])
         store = open_results(out, experiment, target, case, specs, repetitions, attrs, {},
                              prior_hash, overwrite, resume)  # fmt: skip
+        search = None if pool is None else Hands(pool, out, experiment, specs, device, say).tune
         specs, found = tune_methods(
             Tuning.of(experiment), bench, specs, known, lambda done: store.group.attrs.update(
-                {"tuning": json.dumps(plain_json(done))}), say
+                {"tuning": json.dumps(plain_json(done))}), say, search
         )  # fmt: skip
         overwrite, resume = False, True
     results = open_results(out, experiment, target, case, specs, repetitions, attrs, found,
                            prior_hash, overwrite, resume)  # fmt: skip
-    run(experiment, bench, specs, repetitions, results, batch, say)
-    dataset = results.dataset()
-    write_tables(dataset, out)
-    if report is not None:
-        from .. import report as reports
-
-        reports.write(dataset, Path(report), overwrite=replace)
-
-    return dataset
+    if pool is None:
+        run(experiment, bench, specs, repetitions, results, batch, say)
+    else:
+        Hands(pool, out, experiment, specs, device, say).run(results, repetitions, batch)
 
 
 def open_results(
@@ -158,9 +195,8 @@ def run(
 ) -> None:
     """Runs what is not finished yet, so many repetitions of a classical method at once."""
 
-    rows = {key: row for row, key in enumerate(results.array("method")[:])}
-    for first in range(0, repetitions, batch):
-        group = range(first, min(first + batch, repetitions))
+    rows = rows_of(results)
+    for group in groups(repetitions, batch):
         twins: dict[int, Twin] = {}
         targets: dict[int, Target] = {}
         for spec in specs:
@@ -176,6 +212,16 @@ def run(
                 results.put(rows[spec.key], targets[repetition], outcome, scores)
                 say(line(spec, repetition, outcome, scores))
     results.finish()
+
+
+def rows_of(results: Results) -> dict[str, int]:
+    """The number of each method in a store."""
+    return {key: row for row, key in enumerate(results.array("method")[:])}
+
+
+def groups(repetitions: int, batch: int) -> list[range]:
+    """The repetitions that run side by side."""
+    return [range(r, min(r + batch, repetitions)) for r in range(0, repetitions, batch)]
 
 
 def judge(target: Target, outcome: Outcome) -> dict[str, Any]:

@@ -11,7 +11,7 @@ same work.
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -179,6 +179,7 @@ def tune_methods(
     known: Mapping[str, Any],
     record: Callable[[Mapping[str, Any]], None],
     say: Callable[[str], None],
+    search: Callable[[Sequence[Spec]], Iterable[tuple[Spec, dict[str, Any]]]] | None = None,
 ) -> tuple[list[Spec], dict[str, Any]]:
     """Tunes all methods that have something to tune.
 
@@ -189,26 +190,32 @@ def tune_methods(
         known: What an earlier run has found already, by method.
         record: Called with all that was found after each method.
         say: Called with a line of text for each method.
+        search: Searches the parameters of some methods and yields what `tune` returns for each, in
+            any order (default: one by one, here).
 
     Returns:
         The methods, each followed by its tuned variant, and what was found.
     """
 
-    all_specs: list[Spec] = []
+    search = search or (lambda some: ((spec, tune(tuning, bench, spec, say)) for spec in some))
     found: dict[str, Any] = {}
-    for spec in specs:
-        all_specs.append(spec)
-        if not spec.search:
-            continue
+    new: list[Spec] = []
+    for spec in (spec for spec in specs if spec.search):
         old = known.get(spec.key)
-        if old is None or not matches(old, spec, tuning):
-            old = tune(tuning, bench, spec, say)
-            old["of"], old["search"] = plain_json(spec.parameters), plain_json(spec.search)
-        found[spec.key] = old
+        if old is not None and matches(old, spec, tuning):
+            found[spec.key] = old
+        else:
+            new.append(spec)
+    for spec, result in search(new) if new else ():
+        result["of"], result["search"] = plain_json(spec.parameters), plain_json(spec.search)
+        found[spec.key] = result
         record({**known, **found})
-        all_specs.append(tuned(spec, old))
+    record({**known, **found})
+    all_specs = []
+    for spec in specs:
+        all_specs += [spec, tuned(spec, found[spec.key])] if spec.search else [spec]
 
-    return all_specs, found
+    return all_specs, {spec.key: found[spec.key] for spec in specs if spec.search}
 
 
 def matches(found: Mapping[str, Any], spec: Spec, tuning: Tuning) -> bool:
