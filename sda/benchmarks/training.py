@@ -10,7 +10,7 @@ import functools
 import math
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -342,8 +342,12 @@ def throughput(
     return Throughput(options.batch, times["bare"][1:], times["trained"][1:])
 
 
-def bare_loop(dataset: xr.Dataset | str | Path, options: TrainingOptions) -> Callable[[int], None]:
-    """The shortest training loop: batches, denoising error, gradient, clipping, optimiser."""
+def bare_loop(dataset: xr.Dataset | str | Path, options: TrainingOptions) -> Callable[..., None]:
+    """The shortest training loop: batches, denoising error, gradient, clipping, optimiser.
+
+    Returns:
+        A function of the number of steps and, optionally, of an iterator over the batches.
+    """
 
     dataset = open_dataset(dataset)
     layout = Layout.from_dataset(dataset)
@@ -360,9 +364,9 @@ def bare_loop(dataset: xr.Dataset | str | Path, options: TrainingOptions) -> Cal
     batches = Batches(windows, climatology, options.batch, options.seed, levels=options.levels)
     optimiser = Muon(*split_parameters(denoiser.network), options.rate, options.adam_rate)
 
-    def loop(steps: int) -> None:
+    def loop(steps: int, given: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None) -> None:
         for index in range(steps):
-            x, noise, s = batches[index]
+            x, noise, s = batches[index] if given is None else next(given)
             error = denoiser.denoise(x + broadcast(s, x) * noise, s) - x
             loss = (error.square().flatten(1).mean(1) / denoiser.residual_variance(s)).mean()
             optimiser.zero_grad()
