@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .climatology import Climatology as Climatology
     from .data import NoiseLevels as NoiseLevels
     from .filtering import Assimilator as Assimilator
+    from .forecasting import forecast as forecast
+    from .model_forecast import forecast_by_model as forecast_by_model
     from .observation import Observations as Observations
     from .observation import observe as observe
     from .polish import polish as polish
@@ -34,6 +36,8 @@ PUBLIC = {
     "Prior": "prior",
     "Symmetry": "symmetry",
     "TrainingOptions": "training",
+    "forecast": "forecasting",
+    "forecast_by_model": "model_forecast",
     "observe": "observation",
     "polish": "polish",
     "summary": "verification",

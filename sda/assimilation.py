@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .prior import Prior
     from .smc import ParticleStep
 
-TASKS = ("smooth", "filter")
+TASKS = ("smooth", "filter", "forecast")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -59,6 +59,7 @@ def assimilate(
     task: str = "smooth",
     *,
     time: Any = None,
+    lead: int | None = None,
     lag: int = 0,
     history: int | None = None,
     carry: str = "observations",
@@ -92,10 +93,13 @@ def assimilate(
         members: The number of members.
         seed: The seed. Member `m` of seed `s` is the same draw whatever the other members.
         out: A Zarr store that the members are streamed to (default: they are kept in memory).
-        task: What to sample: "smooth", the trajectory given all observations; or "filter", each
-            time of an analysis given the observations until then, see `sda.filtering`.
+        task: What to sample: "smooth", the trajectory given all observations; "filter", each
+            time of an analysis given the observations until then, see `sda.filtering`; or
+            "forecast", the states after the last observation, see `sda.forecasting`.
         time: The time coordinate of the trajectory, in steps of the prior's `dt` (default: the
             observations' span on the prior's `dt`, at least one window of the prior).
+        lead: For "forecast", the number of states after the last observation, or after `time`, to
+            forecast.
         lag: For "filter", the number of states before each cycle that are analysed again, so that
             the analysis at a time knows the observations of so many states more.
         history: For "filter", the number of states of a cycle's window, see `sda.Assimilator`.
@@ -159,6 +163,19 @@ def assimilate(
             guidance=guidance, langevin=langevin, smc=smc, sampler=sampler, steps=steps,
             s_max=s_max, s_min=s_min, memory=memory, block=block, device=device, dtype=dtype,
             precision=precision, overwrite=overwrite, resume=resume, progress=progress,
+        )  # fmt: skip
+    if (lead is None) == (task == "forecast"):
+        raise ValueError(f"task='forecast' needs a lead, and no other has one, got lead={lead}")
+    if task == "forecast" and lead is not None:
+        from .forecasting import forecast_from_observations
+
+        if smc is not None or lag or history is not None or carry != "observations":
+            raise ValueError("smc, lag, history and carry do not go with task='forecast'")
+        return forecast_from_observations(
+            prior, observations, lead, members, seed, out, time=time, guidance=guidance,
+            langevin=langevin, sampler=sampler, steps=steps, s_max=s_max, s_min=s_min,
+            memory=memory, block=block, device=device, dtype=dtype, precision=precision,
+            overwrite=overwrite, resume=resume, progress=progress,
         )  # fmt: skip
     if task == "filter":
         from .filtering import filter_all

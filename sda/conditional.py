@@ -18,8 +18,7 @@ another, and averaging over levels is better than each.
 
 What decides the quality is the share of known states. A short future after a long tail is one
 sharp mode, which the linear correction and Langevin steps down to small noise levels find; a long
-future after a short tail is not. Hence the default of `sda.forecast`, blocks of an eighth of a
-window.
+future after a short tail is not. Hence the short blocks of `sda.forecast`.
 
 References:
     | Rozet & Louppe (2023), Score-based Data Assimilation, arXiv 2306.10574.
@@ -121,7 +120,8 @@ class Continuation:
             steps where the prior is a network, see `forecast_langevin`.
         s_min: The smallest noise level (default: 0.005, or less if the climatology's spread of a
             variable, given the tail, is not well above).
-        steps: The number of noise levels (default: as many as make 12 from 10 to 0.005).
+        steps: The number of noise levels (default: as many as make 12 from 10 to 0.005, or 24 for
+            a Gaussian prior, whose evaluations cost little and which no Langevin steps correct).
 
     Raises:
         ValueError: If the numbers of states are not positive, or less than a window together.
@@ -168,7 +168,8 @@ class Continuation:
         if s_min is None:
             s_min = min(5e-3, float(spread(self.complement.covariance).min()) / 20)
         if steps is None:
-            steps = max(1, round(12 * math.log(max(s_max / s_min, 1)) / math.log(2000)))
+            levels = 24 if prior.gaussian else 12
+            steps = max(1, round(levels * math.log(max(s_max / s_min, 1)) / math.log(2000)))
         log_levels(steps, s_max, s_min)
         self.options: dict[str, Any] = {
             "sampler": sampler, "steps": steps, "s_max": s_max, "s_min": s_min,
@@ -210,7 +211,9 @@ class Continuation:
         if len(tail) != len(members):
             raise ValueError(f"got {len(tail)} tails for {len(members)} members")
         dtype, device = self.options["dtype"], self.options["device"]
-        noise = MemberNoise(seed, members, TAIL, part, dtype=dtype, device=device)
+        # A Gaussian prior's estimate does not depend on the noise: no generators are made.
+        own = [] if isinstance(self.denoiser, GaussianDenoiser) else members
+        noise = MemberNoise(seed, own, TAIL, part, dtype=dtype, device=device)
         denoiser: Denoiser = ConditionalDenoiser(
             self.denoiser, self.complement, tail.to(dtype=dtype, device=device), noise
         )
@@ -262,6 +265,7 @@ def forecast_langevin(langevin: "Langevin | str | None", prior: "Prior") -> Lang
     if langevin == "default":
         if prior.gaussian:
             return None
-        return Langevin(steps=2, delta=0.5, s_min=0.02, s_max=2.0, kappa=4.0)
+        steps = 2 if prior.layout.dims else 4
+        return Langevin(steps=steps, delta=0.5, s_min=0.02, s_max=2.0, kappa=4.0)
 
     return langevin_steps(langevin, fields=bool(prior.layout.dims))

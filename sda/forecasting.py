@@ -1,0 +1,484 @@
+r"""Forecasts: what follows an analysis, an ensemble or a state.
+
+$$ p(x_{L+1 : L+H} \mid x_{L-T+1 : L}) = \prod_b p(x^{(b)} \mid \text{the tail before it}) $$
+
+block by block, each block of $F$ states given the tail of $T$ states before it, see
+`sda.conditional`. Every member has its own tail and goes its own way: any lead time, any number of
+members, and the memory that a block takes depends on neither.
+
+The spread of a forecast is that of its initial ensemble, as the prior's dynamics carry it on, and
+what the dynamics themselves leave undecided.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from dynamics.simulate import compute_device
+
+from .assimilation import (
+    COPIES,
+    LARGEST_BLOCK,
+    assimilate,
+    plain,
+    provenance,
+    sampling_dtype,
+    shortened,
+    size_in_bytes,
+    trajectory_times,
+)
+from .conditional import Continuation
+from .departure import Departure, check_count
+from .partial import Partial
+from .sampling import SAMPLERS, Diverged
+from .store import PosteriorMemory, PosteriorWriter, check_target
+
+if TYPE_CHECKING:
+    from .langevin import Langevin
+    from .observation import Observations
+    from .prior import Prior
+
+
+def forecast(
+    prior: "Prior",
+    initial: xr.Dataset,
+    lead: int,
+    members: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    *,
+    tail: int | None = None,
+    frames: int | None = None,
+    langevin: "Langevin | str | None" = "default",
+    sampler: str = "xeab",
+    steps: int | None = None,
+    s_max: float = 10.0,
+    s_min: float | None = None,
+    memory: int | str = "2GiB",
+    block: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    precision: str = "float32",
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Forecasts from initial states with the prior.
+
+    Arguments:
+        prior: The prior over trajectories.
+        initial: The initial states: an ensemble, a posterior or one state, with the dimensions
+            `(member, time, *space)`, of which `member` and `time` may be absent. Of each member the
+            last `tail` states are used. Fewer will do, but one state fixes a future less well than
+            a tail does: where there are more, give them.
+        lead: The number of states to forecast, in steps of the prior's `dt`.
+        members: The number of members (default: those of `initial`). Member `m` continues member
+            `m mod n` of the `n` initial ones.
+        seed: The seed. Member `m` of seed `s` is the same draw whatever the other members.
+        out: A Zarr store that the members are streamed to (default: they are kept in memory).
+            A block of members that is not complete is kept in files beside it.
+        tail: The number of states that each block of the forecast is given (default: all of a
+            window but `frames`).
+        frames: The number of states of such a block (default: an eighth of a window for systems
+            without space, a quarter for fields).
+        langevin: Langevin steps, see `sda.conditional.forecast_langevin`.
+        sampler, steps, s_max, s_min: See `sda.conditional.Continuation`.
+        memory: The memory that the sampled states may take, in bytes or as "512MiB", "2GiB".
+            Decides the members per block.
+        block: The members per block, in place of `memory`.
+        device, dtype, precision, overwrite, resume, progress: See `sda.assimilate`.
+
+    Returns:
+        The forecast, with dimensions `(member, time, *space)`: the states at the `lead` times after
+        the last initial state, in physical units; lazy where it was streamed. Members whose
+        sampling diverged are NaN, see `sda.assimilate`.
+
+    Raises:
+        ValueError: If an argument is out of range, the initial states do not fit the prior or are
+            not finite, or the memory does not suffice for one window.
+        TypeError: If `initial` is no dataset.
+        FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given.
+        FloatingPointError: If no member at all could be sampled.
+        OSError: If the disk is full; finished blocks stay readable.
+    """
+
+    return run(
+        prior, initial, lead, 0, members, seed, out, {}, tail=tail, frames=frames,
+        langevin=langevin, sampler=sampler, steps=steps, s_max=s_max, s_min=s_min, memory=memory,
+        block=block, device=device, dtype=dtype, precision=precision, overwrite=overwrite,
+        resume=resume, progress=progress,
+    )  # fmt: skip
+
+
+def run(
+    prior: "Prior",
+    initial: xr.Dataset,
+    lead: int,
+    given: int,
+    members: int | None,
+    seed: int,
+    out: str | Path | None,
+    more: Mapping[str, Any],
+    *,
+    tail: int | None,
+    frames: int | None,
+    langevin: "Langevin | str | None",
+    sampler: str,
+    steps: int | None,
+    s_max: float,
+    s_min: float | None,
+    memory: int | str,
+    block: int | None,
+    device: str | torch.device,
+    dtype: torch.dtype | str,
+    precision: str,
+    overwrite: bool,
+    resume: bool,
+    progress: bool,
+) -> xr.Dataset:
+    """Forecasts, see `forecast`.
+
+    Arguments:
+        given: The number of initial states at the end that belong to the forecast already.
+        more: What else decides the forecast, for its settings.
+    """
+
+    lead = check_count("lead", lead)
+    check_count("seed", seed, smallest=0)
+    if out is not None:
+        check_target(Path(out), overwrite, resume)
+    elif overwrite or resume:
+        raise ValueError("overwrite and resume need an output store, got out=None")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
+    dtype, device = sampling_dtype(dtype, precision), compute_device(device)
+    tail, frames = block_of_time(prior, tail, frames)
+    layout = prior.layout
+    start = Departure(layout, initial, max(tail, given))
+    if start.states < given:
+        raise ValueError(f"expected at least {given} initial states, got {start.states}")
+    members = start.members if members is None else check_count("members", members)
+    if block is None:
+        block = block_size(prior, members, tail + frames, start.states, lead, dtype, memory)
+    check_count("block", block)
+
+    prior = prior.to(device)
+    schedule = {"sampler": sampler, "steps": steps, "s_max": s_max, "s_min": s_min}
+    options = {**schedule, "langevin": langevin, "memory": memory, "precision": precision}
+    chain = Chain(prior, tail, frames, device=device, dtype=dtype, **options)
+    ready = chain.next(start.states).options
+    kind = str(dtype).removeprefix("torch.")
+    settings: dict[str, Any] = {
+        "task": "forecast", "prior": prior.hash, "initial": start.digest, "lead": lead,
+        "given": given, "members": members, "seed": seed, "tail": tail, "frames": frames,
+        "langevin": plain(ready["langevin"]),
+        "sampler": {name: ready[name] for name in schedule},
+        "dtype": kind, "precision": precision, **more,
+    }  # fmt: skip
+    time = start.time - given * layout.dt + layout.dt * np.arange(1, lead + 1)
+    attrs = attributes(settings, prior)
+    sink: PosteriorWriter | PosteriorMemory
+    path = None if out is None else Path(out)
+    if path is None:
+        sink = PosteriorMemory(layout, time, members, block, settings, attrs, kind)
+    else:
+        sink = PosteriorWriter(
+            path, layout, time, members, block, settings, attrs, kind, overwrite, resume
+        )
+
+    with sink, Bar(lead, progress) as bar:
+        todo = [(k, sink.blocks[k]) for k in sink.unfinished]
+        bar.begin(sum(len(part) for _, part in todo))
+        for k, part in todo:
+            shape = (len(part), lead, *layout.shape)
+            partial = Partial(path, k, shape, kind, {**settings, "block": [part[0], part[-1]]})
+            before = start.read(part)
+            if given and not partial.done:
+                partial.add(before[:, -given:], {})
+            bar.add(len(part), partial.done)
+            for x, failures in chain.states(before, part, partial, given, seed, lead):
+                done = partial.done
+                partial.add(x, failures)
+                bar.add(len(part), partial.done - done)
+            states = partial.states
+            for member in partial.failures:
+                states[member - part[0]] = np.nan
+            sink.put(k, states, partial.failures)
+            if isinstance(sink, PosteriorWriter):
+                sink.wait()
+            partial.remove()
+
+    return finished(sink, members)
+
+
+def block_of_time(prior: "Prior", tail: int | None, frames: int | None) -> tuple[int, int]:
+    """The numbers of states of a tail and of a block, by default a window together.
+
+    Raises:
+        ValueError: If they are not positive, or shorter than a window.
+    """
+
+    window = max(prior.window, 2)
+    if prior.gaussian:
+        window = max(prior.climatology.window, 2)
+    if frames is None:
+        frames = -(-window // (4 if prior.layout.dims else 8))
+        frames = frames if tail is None else max(window - tail, frames)
+    check_count("frames", frames)
+    tail = max(window - frames, 1) if tail is None else check_count("tail", tail)
+    if tail + frames < prior.window:
+        raise ValueError(
+            f"tail and frames must have at least the {prior.window} states of the prior's window "
+            f"together, got {tail} + {frames}"
+        )
+
+    return tail, frames
+
+
+def block_size(
+    prior: "Prior",
+    members: int,
+    length: int,
+    known: int,
+    lead: int,
+    dtype: torch.dtype,
+    memory: int | str,
+) -> int:
+    """The number of members whose forecast fits a memory budget.
+
+    Raises:
+        ValueError: If not even one member's window does.
+    """
+
+    length = max(length, known + 1, prior.window)
+    state = math.prod(prior.layout.shape) * torch.finfo(dtype).bits // 8
+    budget, each = size_in_bytes(memory), COPIES * length * state
+    if each > budget:
+        raise ValueError(
+            f"sampling one member's window of {length} states takes about {each / 2**20:.3g} MiB, "
+            f"more than memory={memory}: raise it"
+        )
+    largest = min(budget // (each + lead * state) or 1, LARGEST_BLOCK)
+
+    return math.ceil(members / math.ceil(members / largest))
+
+
+class Chain:
+    """Blocks of states, each given the tail of those before it.
+
+    Arguments:
+        prior: The prior.
+        tail: The number of states of a tail.
+        frames: The number of states of a block. After a tail that is shorter, as many more as make
+            a window.
+        options: See `sda.conditional.Continuation`.
+    """
+
+    def __init__(self, prior: "Prior", tail: int, frames: int, **options: Any) -> None:
+        self.prior, self.tail, self.frames, self.options = prior, tail, frames, options
+        self._known: dict[int, Continuation] = {}
+
+    def next(self, states: int) -> Continuation:
+        """What continues so many states."""
+
+        known = min(self.tail, states)
+        if known not in self._known:
+            frames = max(self.frames, self.prior.window - known)
+            self._known[known] = Continuation(self.prior, known, frames, **self.options)
+        return self._known[known]
+
+    def states(
+        self, before: np.ndarray, members: range, partial: Partial, given: int, seed: int, lead: int
+    ) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+        """Samples one block after the other, from where `partial` stands to the end.
+
+        Arguments:
+            before: The initial states, with shape `(member, states, channel, *space)`.
+            members: The indices of the members.
+            partial: What is done.
+            given: The number of states that were done from the beginning.
+            seed: The seed.
+            lead: The number of states in the end.
+
+        Yields:
+            The next states in physical units, and what happened to members that failed.
+        """
+
+        climatology = self.prior.climatology
+        dtype, device = self.options["dtype"], self.options["device"]
+        while partial.done < lead:
+            # All are there to see what they continue; the last of them alone are read.
+            own = partial.states[:, max(given, partial.done - self.tail) : partial.done]
+            x = np.concatenate((before, own), axis=1)[:, -self.tail :]
+            tail = climatology.normalise(torch.from_numpy(x).to(device=device, dtype=dtype))
+            lost = [member in partial.failures for member in members]
+            # They go on from the mean, so that the others can: they are NaN in the end.
+            tail[torch.tensor(lost, device=device)] = 0
+            failures: dict[int, str] = {}
+            try:
+                # Blocks are numbered by their first state: a longer forecast begins the same.
+                new = self.next(tail.shape[1]).sample(tail, seed, members, partial.done)
+            except Diverged as error:
+                new = error.trajectories.nan_to_num(nan=0.0)
+                failures = {
+                    member: f"{text}, after {partial.done} states of the forecast"
+                    for member, text in error.failures.items()
+                    if member not in partial.failures
+                }
+            yield climatology.denormalise(new).cpu().numpy(), failures
+            if len(partial.failures) == len(members):
+                return
+
+
+class Bar:
+    """A progress bar over the states of all members.
+
+    Arguments:
+        lead: The number of states of a member.
+        shown: Whether it is shown.
+    """
+
+    def __init__(self, lead: int, shown: bool) -> None:
+        from tqdm import tqdm
+
+        self.lead = lead
+        self.bar = tqdm(disable=not shown, desc="forecasting", unit="state", unit_scale=True)
+
+    def begin(self, members: int) -> None:
+        """Notes how many members there are to forecast."""
+        self.bar.total = members * self.lead
+        self.bar.refresh()
+
+    def add(self, members: int, states: int) -> None:
+        """Notes that states of members are done."""
+        self.bar.update(members * states)
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+
+def finished(sink: PosteriorWriter | PosteriorMemory, members: int) -> xr.Dataset:
+    """The dataset of a run that is over.
+
+    Raises:
+        FloatingPointError: If all members failed.
+    """
+
+    failed = list(sink.failures.values())
+    if len(failed) == members:
+        raise FloatingPointError(f"no member could be forecast: {shortened(failed)}")
+    if failed:
+        warnings.warn(
+            f"{len(failed)} of {members} members failed and are NaN: {shortened(failed)}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return sink.dataset()
+
+
+def attributes(settings: Mapping[str, Any], prior: "Prior") -> dict[str, Any]:
+    """What a reader of a forecast wants to know of how it was made."""
+
+    known = {**settings, "guidance": {"name": "no"}}
+    attrs = provenance({"observations": "", **known}, prior)
+    if "observations" not in settings:
+        del attrs["observations_hash"]
+    sampler = settings["sampler"]
+    method = (
+        f"blocks of {settings['frames']} states given the {settings['tail']} before them, "
+        f"{sampler['sampler']} sampler, {sampler['steps']} steps"
+    )
+
+    return {**attrs, "title": "Forecast ensemble", "method": method}
+
+
+def forecast_from_observations(
+    prior: "Prior",
+    observations: "Observations",
+    lead: int,
+    members: int,
+    seed: int,
+    out: str | Path | None,
+    *,
+    time: Any = None,
+    memory: int | str = "2GiB",
+    block: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = torch.float32,
+    precision: str = "float32",
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> xr.Dataset:
+    r"""Forecasts from observations, $p(x_{L+1:L+H} \mid y_{1:L})$.
+
+    The first states of the forecast, up to half a window, are sampled jointly with the analysis:
+    for them the result is exactly a part of `task="smooth"`. Longer forecasts go on from there,
+    block by block, see `forecast`.
+
+    Arguments:
+        lead: The number of states after the last observation, or after `time`.
+        out: The store of the forecast. The analysis is kept beside it, in `<name>-analysis.zarr`.
+        time: The time coordinate of the analysis (default: up to the last observation).
+        options: Guidance, sampler and Langevin steps of the analysis, see `sda.assimilate`.
+
+    Raises:
+        ValueError: If the lead time is not positive, and as `sda.assimilate`.
+    """
+
+    lead = check_count("lead", lead)
+    if out is not None:
+        check_target(Path(out), overwrite, resume)
+    dt = prior.layout.dt
+    if time is None:
+        first, last = observations.span
+        length = 1 + math.ceil((last - first) / dt - 1e-3)
+        time = first + dt * np.arange(length)
+    time = trajectory_times(prior, observations, time, memory)
+    tail, frames = block_of_time(prior, None, None)
+    joint = min(lead, max(prior.window // 2, prior.window - len(time), 0))
+    if len(time) + joint < prior.window:
+        # The prior needs a window; what is beyond the lead time is left out again.
+        joint = prior.window - len(time)
+    longer = time[0] + dt * np.arange(len(time) + joint)
+    beside = None if out is None else analysis_path(Path(out))
+    analysis = assimilate(
+        prior, observations, members, seed, beside, time=longer, memory=memory, block=block,
+        device=device, dtype=dtype, precision=precision,
+        overwrite=overwrite and beside is not None and beside.exists(),
+        resume=resume, progress=progress, **options,
+    )  # fmt: skip
+    kept = {"observations": observations.hash(), "analysis": json_settings(analysis)}
+    if joint > lead:
+        analysis, joint = analysis.isel(time=slice(0, len(time) + lead)), lead
+    failed = set(np.atleast_1d(analysis.attrs.get("failed_members", [])).tolist())
+    if failed:
+        good = [member for member in range(members) if member not in failed]
+        analysis = analysis.isel(member=good)
+
+    return run(
+        prior, analysis, lead, joint, members, seed, out, kept, tail=tail, frames=frames,
+        langevin="default", sampler="xeab", steps=None, s_max=10.0, s_min=None, memory=memory,
+        block=block, device=device, dtype=dtype, precision=precision, overwrite=overwrite,
+        resume=resume, progress=progress,
+    )  # fmt: skip
+
+
+def analysis_path(out: Path) -> Path:
+    """The store of the analysis that a forecast departs from."""
+    return out.with_name(f"{out.name.removesuffix('.zarr')}-analysis.zarr")
+
+
+def json_settings(dataset: xr.Dataset) -> str:
+    """The settings that a posterior was made with."""
+    return str(dataset.attrs.get("settings", ""))
