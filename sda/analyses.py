@@ -232,18 +232,19 @@ class AnalysisWriter:
     def _fresh(self) -> "Partial":
         return Partial(beside(self.place / STATE / "partial"))
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, data: bytes, durable: bool = True) -> None:
         """Writes a file, complete or not at all."""
 
         with self._fresh() as fresh:
             fresh.write_bytes(data)
-            self._replace(fresh, path)
+            self._replace(fresh, path, durable)
 
-    def _replace(self, fresh: Path, path: Path) -> None:
-        sync(fresh)
+    def _replace(self, fresh: Path, path: Path, durable: bool = True) -> None:
+        # The folder is not synced: a power cut that takes a name from it is seen on resuming.
+        if durable:
+            sync(fresh)
         path.parent.mkdir(parents=True, exist_ok=True)
         os.replace(fresh, path)
-        sync(path.parent)
 
     def _create(self) -> None:
         """Makes an empty store, beside its place first, so that no half-made one is seen."""
@@ -324,7 +325,8 @@ class AnalysisWriter:
             self._write(chunk, times.astype("<f8").tobytes())
         for name, counts in self.counts.items():
             data = counts[part * AHEAD : (part + 1) * AHEAD].tobytes()
-            self._write(self.place / name / "c" / str(part), data)
+            # The ledger has them too.
+            self._write(self.place / name / "c" / str(part), data, durable=False)
         self.attrs |= self._status(cycles)
         commit(self.place, self._arrays(), cycles, self.attrs)
         self.cycles = cycles
