@@ -109,6 +109,7 @@ RULES = {
     "start": Rule("integer", low=0),
     "seed": Rule("integer", low=0),
     "block": Rule("integer", low=1, optional=True),
+    "frames": Rule("integer", low=1, optional=True),
     "prior.window": Rule("integer", low=1),
     "task": Rule("text", choices=("smooth", "filter")),
     "dtype": Rule("text", choices=("float32", "float64")),
@@ -494,7 +495,17 @@ def assimilation_options(config: Mapping[str, Any], prior: "Prior") -> dict[str,
     from .smc import ParticleStep
 
     names = ("members", "seed", "out", "task", "memory", "block", "device", "dtype", "precision")
-    more = ("overwrite", "resume", "progress", "cluster", "workers", "lag", "history", "carry")
+    more = (
+        "frames",
+        "overwrite",
+        "resume",
+        "progress",
+        "cluster",
+        "workers",
+        "lag",
+        "history",
+        "carry",
+    )
     options = {name: config[name] for name in (*names, *more)}
     options |= sampling_options(config)
     options["smc"] = None if config["smc"]["group"] is None else ParticleStep(**config["smc"])

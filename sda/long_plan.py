@@ -18,6 +18,8 @@ METHODS = ("static", "flow_dependent", "hybrid")
 STEPPERS = ("xeab", "ddim", "ddpm")
 # The largest matrices that guidance with the pilots' Jacobian makes, see `FlowDependentGuidance`.
 DENSE = 2048
+# The values of a block below which its overhead counts for more than its matrices.
+LIGHT = 512
 # A covariance, its decomposition in double precision, and what both need on the way.
 DECOMPOSED = 6
 
@@ -59,8 +61,8 @@ def plan(
 ) -> Plan:
     """Chooses blocks that fit a memory budget.
 
-    A block is as long as both its halos, which is the least work per state, or as long as memory
-    and the matrices of the pilots' Jacobian allow.
+    A block is as long as both its halos, which is the least work per state, longer if that is next
+    to nothing, and shorter if memory or the matrices of the pilots' Jacobian ask for it.
 
     Arguments:
         prior: The prior.
@@ -130,7 +132,8 @@ def plan(
     if frames is not None:
         core = unit * math.ceil(frames / unit)
     else:
-        core = max(2 * halo, least)
+        light = LIGHT // math.prod(state) // unit * unit
+        core = max(2 * halo, least, light - 2 * halo)
         small = method != "static" and not prior.layout.dims
         while core > least and (
             sum(needs(core, halo)) > budget

@@ -1,23 +1,30 @@
 """Smoothing beyond memory: the same posterior as in memory, exact on Gaussian systems, resumed."""
 
 import dataclasses
+import errno
+import json
 
 import numpy as np
 import pytest
 import torch
+from oracles import kalman_smoother
 
 import dynamics
 import sda.long
 import sda.long_members
 import sda.long_plan
+import sda.long_states
+import sda.store
 from sda.assimilation import assimilate, trajectory_denoiser
 from sda.climatology import Climatology
 from sda.guidance import guide
 from sda.langevin import Langevin
-from sda.long_blocks import AddressedNoise
-from sda.observation import Select, observe
-from sda.prior import Prior
+from sda.long_blocks import AddressedNoise, Blocks, Portions, halo_of, shifts
+from sda.observation import Difference, Interpolate, Observations, Select, Subsample, observe
+from sda.prior import GaussianPrior, Prior
 from sda.sampling import SAMPLERS, integrate, log_levels
+from sda.store import open_dataset
+from sda.window import WindowDenoiser
 
 A = np.array([[0.8, 0.3], [-0.3, 0.7]])
 Q = np.diag([0.3, 0.5])
@@ -134,3 +141,229 @@ def test_the_same_as_in_memory(prior, observations, system, monkeypatch, steps):
     assert errors[1] < errors[0] / 2
     monkeypatch.undo()
     assert blocks(40) < 1e-2  # at the halo that is chosen
+
+
+def exact(system, observations, length):
+    """The posterior means `(time, channel)` and standard deviations by a Kalman smoother."""
+
+    P = system.autocovariance(0).numpy()
+    H: list = [None] * length
+    R, y = list(H), list(H)
+    rows = observations.sets[0].rows()
+    for time, value, std in zip(rows["time"], rows["observation"], rows["std"], strict=True):
+        i = round(time / system.layout.dt)
+        H[i], R[i] = np.array([[1.0, 0.0]]), np.array([[std**2]])
+        y[i] = np.array([value])
+    means, covariances, _ = kalman_smoother(A, Q, P, H, R, y)
+
+    return means, np.sqrt(np.diagonal(covariances, axis1=1, axis2=2))
+
+
+def test_the_exact_smoother_over_thousands_of_states(system, prior, monkeypatch):
+    """Mean error at most 1 % of the posterior's standard deviation, spread within 2 %."""
+
+    length = 3072
+    observations = observed(system, length, seed=2)
+    mean, std = exact(system, observations, length)
+    options = {
+        "guidance": "static", "langevin": None, "time": system.layout.times(length),
+        "memory": "30MiB", "s_min": 1e-2,
+    }  # fmt: skip
+    posterior = values(assimilate(prior, observations, 200, 3, **options))
+    # The sampling error of the mean is 1/√200 of a standard deviation, known and independent.
+    z = (posterior.mean(0) - mean) / std
+    assert abs(np.mean(z**2) * 200 - 1) < 0.1 and abs(z.mean()) < 5e-3
+    ratio = posterior.std(0, ddof=1) / std
+    assert 0.98 < np.sqrt(np.mean(ratio**2)) < 1.02 and 0.98 < ratio.mean() < 1.02
+
+    # Without noise the sampler goes to its mean, which has no sampling error.
+    monkeypatch.setattr(AddressedNoise, "_addressed", silent)
+    posterior = values(assimilate(prior, observations, 1, 3, **options))
+    assert rms(posterior[0] / std, mean / std) < 0.01
+
+
+def silent(self, kind, index, each, size, draw):
+    return np.zeros((len(self.members), len(index), size), dtype=draw)
+
+
+def test_the_default_for_vectors(system, prior):
+    """Hybrid guidance with the pilots of each block, and Langevin steps."""
+
+    length = 400
+    observations = observed(system, length, seed=4)
+    mean, std = exact(system, observations, length)
+    posterior = values(
+        assimilate(prior, observations, 32, 3, time=system.layout.times(length), frames=100)
+    )
+    z = (posterior.mean(0) - mean) / std
+    assert abs(np.mean(z**2) * 32 - 1) < 0.4  # of about 200 independent values
+    ratio = posterior.std(0, ddof=1) / std
+    assert 0.97 < np.sqrt(np.mean(ratio**2)) < 1.03
+
+
+def stopped(monkeypatch, at, error):
+    """Makes a run stop before its `at`-th piece of work, and counts the pieces."""
+
+    calls = []
+
+    def counting(method):
+        def work(self, *arguments):
+            calls.append(method)
+            if len(calls) == at:
+                raise error
+            return method(self, *arguments)
+
+        return work
+
+    for name in ("_start", "_residual", "_visit", "_update", "_step"):
+        method = getattr(sda.long_members.Members, name)
+        monkeypatch.setattr(sda.long_members.Members, name, counting(method))
+
+    return calls
+
+
+@pytest.mark.parametrize("guidance", ["static", "hybrid"])
+def test_interrupted_and_resumed(prior, observations, guidance, tmp_path, monkeypatch):
+    """The same members as of an undisturbed run, and no piece of work done twice."""
+
+    options = {"members": 3, "seed": 5, "frames": 60, "guidance": guidance, "steps": 8}
+    with monkeypatch.context() as patch:
+        pieces = stopped(patch, 0, None)
+        whole = assimilate(prior, observations, **options)
+        total = len(pieces)
+    # Whatever was done since the last checkpoint is what an interruption costs: here, nothing.
+    monkeypatch.setattr(sda.long_members, "CHECKPOINT", 0.0)
+    out, done = tmp_path / "p.zarr", 0
+    for at in (1, 5, 23):
+        with monkeypatch.context() as patch:
+            pieces = stopped(patch, at, KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                assimilate(prior, observations, out=out, resume=True, **options)
+            done += len(pieces) - 1
+        assert not out.exists()
+    # Work that was done but not noted is done again, with the same result.
+    with monkeypatch.context() as patch:
+        pieces = stopped(patch, 0, None)
+        patch.setattr(sda.long_members.Members, "_drop", failing(KeyboardInterrupt()))
+        patch.setattr(sda.long_members, "CHECKPOINT", 3600.0)
+        with pytest.raises(KeyboardInterrupt):
+            assimilate(prior, observations, out=out, resume=True, **options)
+    done += len(pieces) - redone(pieces)
+    with pytest.raises(FileExistsError, match="interrupted run .* resume=true"):
+        assimilate(prior, observations, out=out, **options)
+    with pytest.raises(ValueError, match="other settings.*seed was 5, now 6"):
+        assimilate(prior, observations, out=out, resume=True, **{**options, "seed": 6})
+    with monkeypatch.context() as patch:
+        pieces = stopped(patch, 0, None)
+        # With another budget: the blocks are those that the run began with.
+        resumed = assimilate(
+            prior, observations, out=out, resume=True, **{**options, "frames": 100}
+        )
+        assert done + len(pieces) == total
+    assert np.array_equal(values(resumed), values(whole))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.zarr"]
+
+    with monkeypatch.context() as patch:
+        pieces = stopped(patch, 0, None)
+        again = assimilate(prior, observations, out=out, resume=True, **options)
+        assert not pieces and np.array_equal(values(again), values(whole))
+
+
+def test_a_full_disk_and_a_posterior_to_replace(prior, observations, tmp_path, monkeypatch):
+    options = {"members": 3, "frames": 60, "guidance": "static", "steps": 4}
+    out = tmp_path / "p.zarr"
+    old = values(assimilate(prior, observations, seed=1, out=out, **options))
+    with pytest.raises(FileExistsError, match="overwrite=true"):
+        assimilate(prior, observations, out=out, **options)
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(sda.long_states, "reserve", failing(full))
+        with pytest.raises(OSError, match="the disk is full while reserving room.* GiB"):
+            assimilate(prior, observations, out=out, overwrite=True, **options)
+        assert [path.name for path in tmp_path.iterdir()] == ["p.zarr"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sda.long, "room", lambda path: 1000)
+        with pytest.raises(ValueError, match="GiB on disk .* are free: check the times"):
+            assimilate(prior, observations, out=out, overwrite=True, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(sda.store, "write_shards", failing(full))
+        with pytest.raises(OSError, match="disk is full.*resume=true"):
+            assimilate(prior, observations, out=out, overwrite=True, **options)
+    # The old posterior is there until the new one is, which is there to be resumed.
+    assert np.array_equal(values(open_dataset(out)), old)
+    with monkeypatch.context() as patch:
+        pieces = stopped(patch, 0, None)
+        new = values(assimilate(prior, observations, out=out, resume=True, **options))
+        assert not pieces and not np.allclose(new, old)
+    assert np.array_equal(new, values(assimilate(prior, observations, **options)))
+
+
+def redone(pieces):
+    """How many of the pieces of the last phase are not noted: all of them."""
+
+    count, last = 0, pieces[-1]
+    while count < len(pieces) and pieces[-1 - count] == last:
+        count += 1
+    return count
+
+
+def failing(error):
+    def fails(*arguments, **options):
+        raise error
+
+    return fails
+
+
+def test_chunks_of_time_and_damage(prior, observations, tmp_path, monkeypatch):
+    """A long posterior is chunked in time; a damaged shard is named, and sampled again."""
+
+    monkeypatch.setattr(sda.long, "CHUNK_BYTES", 4 * 3 * 64)
+    options = {"members": 3, "frames": 60, "guidance": "static", "steps": 4}
+    out = tmp_path / "p.zarr"
+    posterior = assimilate(prior, observations, out=out, **options)
+    whole = values(posterior)
+    assert posterior.x0.encoding["chunks"] == (1, 64) and posterior.attrs["status"] == "complete"
+    shard = sorted((out / "x1" / "c" / "0").iterdir())[1]
+    shard = shard if shard.is_file() else next(p for p in shard.rglob("*") if p.is_file())
+    content = bytearray(shard.read_bytes())
+    content[5] ^= 1
+    shard.write_bytes(bytes(content))
+    with pytest.warns(RuntimeWarning, match="x1/c/0/1.* It is sampled again"):
+        again = values(assimilate(prior, observations, out=out, resume=True, **options))
+    assert np.array_equal(again, whole)
+
+
+def test_what_blocks_cannot_do(prior, observations):
+    def error(match, **options):
+        with pytest.raises(ValueError, match=match):
+            assimilate(prior, observations, **{"members": 2, "frames": 60, **options})
+
+    error("guidance 'dps' needs the whole trajectory .* use guidance 'static'", guidance="dps")
+    error("sampler 'heun' needs the whole trajectory .* xeab", sampler="heun")
+    error("frames must be at least 1", frames=0)
+    error(r"memory=1kB is less than one block of time needs.*MiB", memory="1kB", frames=None)
+    error(r"take .* more than memory=4MB: give out=", memory="4MB", members=10000)
+
+
+def test_members_that_diverge(prior, observations, monkeypatch):
+    """They are NaN and named; the others are as good as ever."""
+
+    options = {"members": 3, "frames": 60, "guidance": "static", "steps": 6}
+    whole = values(assimilate(prior, observations, **options))
+    step = SAMPLERS["xeab"].step
+
+    def wild(self, i, x, *arguments):
+        x = step(self, i, x, *arguments)
+        if i == 2:
+            x[1, 0] = 1e9
+        return x
+
+    monkeypatch.setattr(SAMPLERS["xeab"], "step", wild)
+    with pytest.warns(
+        RuntimeWarning, match="1 of 3 members failed .* member 1 diverged at level 2"
+    ):
+        part = assimilate(prior, observations, **options)
+    x = values(part)
+    assert np.isnan(x[1]).all() and part.attrs["failed_members"] == [1]
+    assert np.array_equal(x[[0, 2]], whole[[0, 2]])
