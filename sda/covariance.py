@@ -321,6 +321,6 @@ class LowRankCovariance(Covariance):
 def _column(s: Tensor | float, like: Tensor) -> Tensor:
     """Makes a noise level `()` or `(B)` broadcast against `(B, n')`."""
 
-    s = torch.as_tensor(s, dtype=like.dtype, device=like.device)
+    s = s.to(like) if torch.is_tensor(s) else like.new_full((), s)
 
     return s[:, None] if s.ndim else s

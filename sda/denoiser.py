@@ -131,10 +131,19 @@ def as_denoiser(denoiser: AzulaDenoiser) -> Denoiser:
     raise TypeError(f"expected a denoiser with azula's interface, got {type(denoiser).__name__}")
 
 
+def level(s: Tensor | float, x: Tensor) -> Tensor:
+    """A noise level, or one for each of a batch, as a tensor beside `x`.
+
+    A number is filled in where `x` is: it is not copied there, which a GPU's host would wait for.
+    """
+
+    return s.to(x) if torch.is_tensor(s) else x.new_full((), s)
+
+
 def levels(s: Tensor | float, x: Tensor) -> Tensor:
     """Noise levels as a vector `(B)` beside a batch `x`."""
 
-    s = torch.as_tensor(s, dtype=x.dtype, device=x.device)
+    s = level(s, x)
 
     return s.expand(len(x)) if s.ndim == 0 else s
 

@@ -77,7 +77,7 @@ class Langevin:
     kappa: float = 4.0
     cap: float = math.inf
     tame: float = 2.0
-    alarms: dict[float, float] = field(default_factory=dict, repr=False, compare=False)
+    alarms: dict[float, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -134,7 +134,8 @@ class Langevin:
             move = metric.move((analysis.mean - x) / s**2, noise)
             norm = move.square / values
             if k == 0:
-                self.alarms[s] = float(norm.mean())
+                # A GPU is not waited for: there it stays a tensor.
+                self.alarms[s] = norm.mean() if norm.is_cuda else float(norm.mean())
             x = x + move.combine(*self.factors(norm))
             analysis = analyse(denoiser, x, s)
 

@@ -14,6 +14,7 @@ import abc
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -78,12 +79,24 @@ class MemberNoise:
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
         """Draws noise, with shape `(member, *shape)`."""
 
-        draw = np.float64 if self.dtype == torch.float64 else np.float32
-        noise = np.empty((len(self.generators), *shape), dtype=draw)
-        for generator, own in zip(self.generators, noise, strict=True):
+        double = self.dtype == torch.float64
+        draw, dtype = (np.float64, torch.float64) if double else (np.float32, torch.float32)
+        gpu = torch.device(self.device).type == "cuda"
+        # Pinned memory is copied without waiting, and lent again once that is done.
+        noise = torch.empty((len(self.generators), *shape), dtype=dtype, pin_memory=gpu)
+
+        def fill(generator: np.random.Generator, own: np.ndarray) -> None:
             generator.standard_normal(dtype=draw, out=own)
 
-        return torch.from_numpy(noise).to(dtype=self.dtype, device=self.device)
+        pairs = list(zip(self.generators, noise.numpy(), strict=True))
+        if gpu:
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(lambda pair: fill(*pair), pairs))
+        else:
+            for generator, own in pairs:
+                fill(generator, own)
+
+        return noise.to(dtype=self.dtype, device=self.device, non_blocking=gpu)
 
 
 def log_levels(steps: int, s_max: float, s_min: float) -> np.ndarray:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .climatology import Climatology
 from .covariance import Covariance
-from .denoiser import Denoiser, broadcast, levels
+from .denoiser import Denoiser, broadcast, level, levels
 from .networks import build_network, options_of
 from .plane import PlaneFlow
 
@@ -130,12 +130,12 @@ class WindowDenoiser(Denoiser):
         if self.preconditioning == "karras":
             return self._karras(x, levels(s, x))
         inside = self._inside(s)
-        if not bool(inside.any()):
+        if inside is False:
             return self.covariance.wiener(x, s)
-        s = torch.as_tensor(s, dtype=x.dtype, device=x.device)
+        s = level(s, x)
         if not self.layout.dims:
             estimate = self._vector(x, s, 1.0)
-            if bool(inside.all()):
+            if inside is True:
                 return estimate
             return torch.where(broadcast(inside, x), estimate, self.covariance.wiener(x, s))
         w = self.covariance.wiener(x, s)
@@ -154,9 +154,9 @@ class WindowDenoiser(Denoiser):
             return self.parts(x, s)[1]
         self._check(x)
         inside = self._inside(s)
-        if not bool(inside.any()):
+        if inside is False:
             return torch.zeros_like(x)
-        s = torch.as_tensor(s, dtype=x.dtype, device=x.device)
+        s = level(s, x)
         if not self.layout.dims:
             return self._limit(self._vector(x, s, 0.0), inside)
 
@@ -167,7 +167,7 @@ class WindowDenoiser(Denoiser):
 
         self._check(x)
         inside = self._inside(s)
-        s = torch.as_tensor(s, dtype=x.dtype, device=x.device)
+        s = level(s, x)
         w = self.covariance.wiener(x, s)
         if self.preconditioning == "karras":
             return w, self._karras(x, levels(s, x)) - w
@@ -182,18 +182,30 @@ class WindowDenoiser(Denoiser):
                 f"got {tuple(x.shape)}"
             )
 
-    def _inside(self, s: Tensor | float) -> Tensor:
-        """Where the noise level is one that the network was trained on."""
+    def _inside(self, s: Tensor | float) -> Tensor | bool:
+        """Whether the noise level is one that the network was trained on.
 
-        s = torch.as_tensor(s)
+        True or False if it is the same for all of the batch, which a GPU is not asked.
+        """
 
-        return (s >= self.noise_range[0]) & (s <= self.noise_range[1])
+        low, high = self.noise_range
+        if not torch.is_tensor(s):
+            return low <= s <= high
+        inside = (s >= low) & (s <= high)
+        if inside.device.type != "cpu":
+            return inside
+        if bool(inside.all()):
+            return True
 
-    def _limit(self, residual: Tensor, inside: Tensor) -> Tensor:
+        return inside if bool(inside.any()) else False
+
+    def _limit(self, residual: Tensor, inside: Tensor | bool) -> Tensor:
         """Leaves the Wiener filter alone outside the range."""
 
-        if bool(inside.all()):
+        if inside is True:
             return residual
+        if inside is False:
+            return torch.zeros_like(residual)
 
         return torch.where(broadcast(inside, residual), residual, 0.0)
 

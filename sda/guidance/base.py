@@ -237,7 +237,7 @@ def analyse(denoiser: Denoiser, x: Tensor, s: float) -> Analysis:
 
     if isinstance(denoiser, PosteriorDenoiser):
         return denoiser.analyse(x, s)
-    mean = denoiser.denoise(x, torch.as_tensor(s, dtype=x.dtype, device=x.device))
+    mean = denoiser.denoise(x, s)
 
     return Analysis(mean, mean, x.new_empty(len(x), 0), s)
 
@@ -356,7 +356,7 @@ class PosteriorDenoiser(Denoiser, abc.ABC):
 
         self.evaluations += len(x)
 
-        return self.denoiser.denoise(x, torch.as_tensor(s, dtype=x.dtype, device=x.device))
+        return self.denoiser.denoise(x, s)
 
     def recorded(self, x: Tensor, s: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The prior mean with its adjoint.
@@ -367,7 +367,7 @@ class PosteriorDenoiser(Denoiser, abc.ABC):
 
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            mean = self.denoiser.denoise(x, torch.as_tensor(s, dtype=x.dtype, device=x.device))
+            mean = self.denoiser.denoise(x, s)
         self.evaluations += len(x)
 
         def vjp(v: Tensor) -> Tensor:

@@ -265,7 +265,7 @@ class FlowDependentGuidance(StaticGuidance):
 
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            mean = self.denoiser.denoise(x, torch.as_tensor(s, dtype=x.dtype, device=x.device))
+            mean = self.denoiser.denoise(x, s)
         self.evaluations += len(x)
         rows = []
         for part in basis.split(chunk):
