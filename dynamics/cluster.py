@@ -19,8 +19,9 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 PACKAGE = "sda-torch"
@@ -221,7 +222,36 @@ def perform(client: Mapping[str, str | None], function: Callable[..., Any], *arg
     """Does a piece, on a worker: it may have come after the others were looked at."""
 
     check_version(client, "the client")
-    return function(*arguments)
+    with ALONE:
+        return function(*arguments)
+
+
+class Alone:
+    """A context in which a worker computes lazy arrays itself.
+
+    By default it would hand them to the other workers, through the scheduler, and wait for them
+    while they wait for it. Dask's settings are of a process: the last thread restores them.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.threads, self.settings = Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        import dask
+
+        with self.lock:
+            if not self.threads:
+                self.settings.enter_context(dask.config.set(scheduler="synchronous"))
+            self.threads += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.threads -= 1
+            if not self.threads:
+                self.settings.close()
+
+
+ALONE = Alone()
 
 
 def write_job(path: Path, content: Any) -> int:

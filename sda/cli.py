@@ -168,6 +168,46 @@ def cycle_text(analysis: "xr.Dataset") -> str:
     return f"cycle {analysis.attrs['cycle']}, time {float(now.time):g}: {what}; {', '.join(parts)}"
 
 
+def forecast(config: Config) -> int:
+    """Forecasts from an ensemble or a state, with a prior or with the numerical model.
+
+    sda forecast prior=lorenz63 initial=posterior.zarr lead=160 out=forecast.zarr
+    sda forecast system=lorenz63 initial=posterior.zarr lead=160 out=model.zarr
+    """
+
+    from .config import build_prior, build_system, langevin_option
+    from .forecasting import forecast as run
+    from .model_forecast import forecast_by_model
+    from .store import open_dataset
+
+    chosen = [name for name in ("prior", "system") if config["choices"].get(name)]
+    if len(chosen) != 1:
+        raise ValueError(
+            f"give prior=… or system=…, what is to forecast, got {' and '.join(chosen) or 'none'}"
+        )
+    initial = open_dataset(config["initial"])
+    if config["time"] is not None:
+        initial = initial.sel(time=slice(None, float(config["time"]) + 1e-6))
+        if not initial.sizes["time"]:
+            raise ValueError(f"time={config['time']} is before all states of {config['initial']}")
+    names = (
+        "members", "seed", "out", "memory", "block", "dtype", "device", "overwrite", "resume",
+        "progress",
+    )  # fmt: skip
+    options = {name: config[name] for name in names}
+    if chosen == ["system"]:
+        system = build_system(config["system"])
+        result = forecast_by_model(system, initial, config["lead"], **options)
+    else:
+        options |= {name: config[name] for name in ("tail", "frames", "steps", "precision")}
+        options["langevin"] = langevin_option(config)
+        result = run(build_prior(config["prior"]), initial, config["lead"], **options)
+    say(f"{config['out']}: {sizes(result)}, {result.attrs['status']}")
+    for message in list(result.attrs["failures"])[:SHOWN]:
+        complain(message)
+    return FAILED if len(result.attrs["failed_members"]) else 0
+
+
 def verify(config: Config) -> int:
     """Scores an ensemble against the truth.
 
@@ -196,6 +236,8 @@ def verify(config: Config) -> int:
         background=background,
         reference=reference,
         burn_in=float(config["burn_in"]),
+        cluster=config["cluster"],
+        workers=config["workers"],
     )
     say(str(summary(scores)))
     if out is not None:
@@ -275,9 +317,10 @@ def benchmark(config: Config) -> int:
 
 
 def info(config: Config) -> int:
-    """Tells what a prior, an observation file or a dataset holds.
+    """Tells what a prior, an observation file or a dataset holds, or what a run will cost.
 
     sda info kolmogorov
+    sda info assimilate prior=kolmogorov observations=observations.zarr members=64
     sda info posterior.zarr check=true
     """
 
@@ -300,6 +343,30 @@ def info(config: Config) -> int:
             say(sizes(dataset))
         for name, value in dataset.attrs.items():
             say(f"  {name}: {value}")
+    return 0
+
+
+def expected_cost(overrides: Sequence[str]) -> int:
+    """Tells what an assimilation will cost, see `sda.cost`."""
+
+    from .config import assimilation_options, build_prior, compose
+    from .costs import cost
+
+    given = any(word.startswith("out=") for word in overrides)
+    config = compose("assimilate", [*overrides, *([] if given else ["out=unused"])])
+    if config["task"] != "smooth" or config["smc"]["group"] is not None:
+        raise ValueError(
+            f"what a run will cost is known for task=smooth without particle steps, got "
+            f"task={config['task']}, smc.group={config['smc']['group']}"
+        )
+    prior = build_prior(config["prior"])
+    names = (
+        "members", "time", "guidance", "langevin", "sampler", "steps", "s_max", "s_min", "memory",
+        "block", "frames", "device", "dtype", "precision",
+    )  # fmt: skip
+    options = assimilation_options(config, prior)
+    observations = load_observations(config["observations"])
+    say(str(cost(prior, observations, **{k: options[k] for k in names if k in options})))
     return 0
 
 
@@ -376,6 +443,7 @@ VERBS: dict[str, Callable[[Config], int]] = {
     "observe": observe,
     "assimilate": assimilate,
     "filter": follow,
+    "forecast": forecast,
     "verify": verify,
     "benchmark": benchmark,
     "plot": plot,
@@ -511,6 +579,8 @@ def run_verb(verb: str, overrides: Sequence[str]) -> int:
 
     from .config import compose
 
+    if verb == "info" and list(overrides[:1]) == ["assimilate"]:
+        return expected_cost(overrides[1:])
     if verb == "info" and overrides and "=" not in overrides[0]:
         from .config import quote
 

@@ -66,9 +66,12 @@ def open_dataset(path: str | Path) -> xr.Dataset:
 
             if is_analyses(path):
                 return ordered(open_analyses(path))
-            dataset = xr.open_zarr(path, consolidated=False, decode_times=False, chunks={})
+            # The full path: workers of a cluster, to which a lazy dataset goes, run elsewhere.
+            dataset = xr.open_zarr(
+                path.absolute(), consolidated=False, decode_times=False, chunks={}
+            )
             return warned(ordered(dataset), path)
-        return xr.open_dataset(path, decode_times=False, chunks={})
+        return xr.open_dataset(path.absolute(), decode_times=False, chunks={})
     except Exception as error:
         raise ValueError(
             f"{str(path)!r} is neither a Zarr store nor a NetCDF file: {first_line(error)}"

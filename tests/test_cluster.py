@@ -25,6 +25,7 @@ from sda.cluster import assimilate_each
 from sda.observation import Select, observe
 from sda.prior import Prior
 from sda.store import PosteriorWriter, open_dataset
+from sda.verification import verify
 
 LENGTH, MEMBERS = 17, 6
 # To the bit on one machine; batched products of other sizes are rounded differently.
@@ -240,6 +241,23 @@ def test_benchmark_of_which_a_worker_is_killed(cluster, tmp_path):
     said.clear()
     benchmark(file, out=out, cluster=cluster, say=said.append, resume=True, **options)
     assert not said
+
+
+def test_verified_by_workers(cluster, prior, observations, whole, tmp_path, monkeypatch):
+    """What is larger than memory is read by the workers; the scores are the same."""
+
+    monkeypatch.chdir(tmp_path)
+    system = dynamics.LinearGaussian.damped_spring()
+    system.simulate(1, LENGTH, seed=9, out="truth.zarr")
+    assimilate(prior, observations, MEMBERS, seed=2, out="p.zarr")
+    posterior, truth = open_dataset("p.zarr"), open_dataset("truth.zarr").isel(member=0)
+    one = verify(posterior, truth, observations, system)
+    many = verify(posterior, truth, observations, system, cluster=cluster)
+    xr.testing.assert_allclose(one, many)
+    assert one.attrs == many.attrs and list(one) == list(many)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.zarr", "truth.zarr"]
+    with pytest.raises(ValueError, match="open the posterior with sda.open_dataset"):
+        verify(posterior.load(), truth, cluster=cluster)
 
 
 def test_an_error_on_a_worker_is_the_users(cluster, tmp_path):

@@ -3,15 +3,22 @@
 Neither posterior nor truth is ever held as a whole if it is larger than memory, see
 `sda.verification.task`. What belongs to a trajectory (NaN, spectra, misfit, consistency) is scored
 in stretches of members over time, what needs all members of a value (spread, CRPS, ranks) in parts
-of frames.
+of frames. These families of scores know nothing of each other: the workers of a Dask cluster can
+each compute one, from the files.
 """
 
+import shutil
+import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from dynamics.cluster import connect, read_job, write_job
 from dynamics.system import System
 
 from . import calibration
@@ -19,7 +26,7 @@ from .alignment import align, companion, span, variable_names
 from .marginal import value_scores
 from .observed import innovation_scores, misfit_scores
 from .reference import reference_scores
-from .task import Task
+from .task import Entry, Task
 from .trajectories import trajectory_scores
 from .transitions import transition_scores
 
@@ -61,6 +68,8 @@ def verify(
     stepped: int = 16,
     seed: int = 0,
     memory: int = 2**30,
+    cluster: Any = None,
+    workers: int | None = None,
 ) -> xr.Dataset:
     r"""Scores a posterior ensemble against the truth: trajectories, or the analyses of a filter.
 
@@ -130,35 +139,33 @@ def verify(
         stepped: The number of members to step through the system, spread evenly.
         seed: The seed that breaks ties of ranks, draws reference points and relabels members.
         memory: The bytes of posterior to hold at once. Sorting takes about as much again.
+        cluster: A Dask cluster whose workers compute families of scores side by side, see
+            `dynamics.cluster.connect` (default: this process does, one after the other). The
+            posterior must be a file or a store that they see, such as `sda.open_dataset` opens.
+        workers: The number of processes of cluster="local", which it implies.
 
     Returns:
         The scores.
 
     Raises:
         ValueError: If truth and posterior are on other times or grids, if variables are missing, if
-            there is one member only and `ensemble` is true, or if no finite member is left.
+            there is one member only and `ensemble` is true, if no finite member is left, or if the
+            cluster cannot be used.
     """
 
     names = variable_names(posterior, truth, variables)
-    diverged = divergence(posterior)
-    posterior, whole = posterior[names], truth[names]
-    truth = align(posterior, whole)
-    clock = whole["time"].values
-    units = {str(posterior[name].attrs.get("units", "1")) for name in names}
-    first = first_counted(posterior["time"].values, burn_in)
+    if background is not None and observations is None:
+        raise ValueError("the background is scored against observations: give them as well")
+    work = Verification(
+        posterior, truth, observations, system, background, reference, tuple(names), weights,
+        tuple(levels), burn_in, ensemble, stepped, seed, memory,
+    )  # fmt: skip
+    if cluster is None and workers is None:
+        found = {name: work.family(name) for name in work.families}
+    else:
+        found = families_on(cluster, workers, work)
 
-    def task_of(dataset: xr.Dataset) -> Task:
-        dataset, against = (d.compute() if d.nbytes <= memory else d for d in (dataset, truth))
-        return Task(
-            dataset, against, tuple(names), len(units) == 1, tuple(levels), seed, memory, first
-        )
-
-    task = task_of(posterior)
-    failed = task.failed()
-    kept = np.flatnonzero(~failed)
-    ensemble = len(failed) > 1 if ensemble is None else ensemble
-    check_members(failed, ensemble, diverged)
-
+    failed = found.pop("failed")["failed"][1]
     scores = xr.Dataset(
         coords={
             "variable": list(names),
@@ -166,38 +173,149 @@ def verify(
             "member": posterior["member"],
         },
         attrs={
-            "members": len(kept),
+            "members": int((~failed).sum()),
             "failed_members": int(failed.sum()),
             "seed": seed,
             "burn_in": burn_in,
-            "frames": task.length - first,
-            **diverged,
+            "frames": posterior.sizes["time"] - work.first,
+            **divergence(posterior),
         },
     )
     scores["failed"] = ("member", failed)
-    scores = scores.assign(value_scores(task, kept, ensemble, weights))
-    scores = scores.assign(trajectory_scores(task, kept))
-    if observations is not None:
-        scores = scores.assign(misfit_scores(task, kept, observations, clock))
-    if system is not None:
-        scores = scores.assign(transition_scores(task, kept, system, stepped))
-    if background is not None:
-        if observations is None:
-            raise ValueError("the background is scored against observations: give them as well")
-        forecasts = task_of(companion(posterior, background, names, "background"))
-        finite = finite_members(forecasts, "background")
-        scores = scores.assign(
-            innovation_scores(task, kept, forecasts, finite, observations, clock)
-        )
-    if reference is not None:
-        exact = task_of(companion(posterior, reference, names, "reference"))
-        finite = finite_members(exact, "reference")
-        scores = scores.assign(reference_scores(task, kept, exact, finite))
+    for entries in found.values():
+        scores = scores.assign(entries)
     for name in scores.data_vars:
-        if name in UNITS and len(units) == 1:
-            scores[name].attrs["units"] = next(iter(units))
+        if name in UNITS and len(work.units) == 1:
+            scores[name].attrs["units"] = next(iter(work.units))
 
     return scores
+
+
+@dataclass
+class Verification:
+    """What is verified, and the families of its scores. The fields are the arguments of `verify`.
+
+    Attributes:
+        first: The first frame that counts in averages over time.
+        units: The units of the variables.
+        families: The names of the families.
+    """
+
+    posterior: xr.Dataset
+    truth: xr.Dataset
+    observations: Any
+    system: System | None
+    background: xr.Dataset | None
+    reference: xr.Dataset | None
+    names: tuple[str, ...]
+    weights: xr.DataArray | None
+    levels: tuple[float, ...]
+    burn_in: float
+    ensemble: bool | None
+    stepped: int
+    seed: int
+    memory: int
+
+    def __post_init__(self) -> None:
+        names = list(self.names)
+        self.first = first_counted(self.posterior["time"].values, self.burn_in)
+        self.units = {str(self.posterior[name].attrs.get("units", "1")) for name in names}
+        self.clock = self.truth["time"].values
+        self.aligned = align(self.posterior[names], self.truth[names])
+        self.families = ["failed", "values", "trajectories"]
+        self.families += ["misfit"] if self.observations is not None else []
+        self.families += ["transitions"] if self.system is not None else []
+        self.families += ["innovations"] if self.background is not None else []
+        self.families += ["reference"] if self.reference is not None else []
+
+    def task_of(self, dataset: xr.Dataset) -> Task:
+        """How to go through an ensemble."""
+
+        memory, names = self.memory, self.names
+        dataset, truth = (d.compute() if d.nbytes <= memory else d for d in (dataset, self.aligned))
+        return Task(
+            dataset, truth, names, len(self.units) == 1, self.levels, self.seed, memory, self.first
+        )
+
+    @cached_property
+    def task(self) -> Task:
+        """How to go through the posterior."""
+        return self.task_of(self.posterior[list(self.names)])
+
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """The members without NaN.
+
+        Raises:
+            ValueError: If there are too few.
+        """
+
+        failed = self.task.failed()
+        many = len(failed) > 1 if self.ensemble is None else self.ensemble
+        check_members(failed, many, divergence(self.posterior))
+        return np.flatnonzero(~failed)
+
+    def family(self, name: str) -> dict[str, Entry]:
+        """The scores of a family."""
+
+        task, kept, names = self.task, self.kept, list(self.names)
+        many = task.posterior.sizes["member"] > 1 if self.ensemble is None else self.ensemble
+        if name == "failed":
+            failed = np.ones(task.posterior.sizes["member"], dtype=bool)
+            failed[kept] = False
+            return {"failed": ("member", failed)}
+        if name == "values":
+            return value_scores(task, kept, many, self.weights)
+        if name == "trajectories":
+            return trajectory_scores(task, kept)
+        if name == "misfit":
+            return misfit_scores(task, kept, self.observations, self.clock)
+        if name == "transitions" and self.system is not None:
+            return transition_scores(task, kept, self.system, self.stepped)
+        if name == "innovations" and self.background is not None:
+            other = companion(task.posterior, self.background, names, "background")
+            forecasts = self.task_of(other)
+            finite = finite_members(forecasts, "background")
+            observed = (self.observations, self.clock)
+            return innovation_scores(task, kept, forecasts, finite, *observed)
+        if name == "reference" and self.reference is not None:
+            exact = self.task_of(companion(task.posterior, self.reference, names, "reference"))
+            return reference_scores(task, kept, exact, finite_members(exact, "reference"))
+        raise ValueError(f"unknown family {name!r}: expected one of {', '.join(self.families)}")
+
+
+def families_on(
+    cluster: Any, workers: int | None, work: Verification
+) -> dict[str, dict[str, Entry]]:
+    """Has workers compute the families of scores, in the order of `work.families`.
+
+    Raises:
+        ValueError: If the posterior is in the memory of this process.
+    """
+
+    source = work.posterior.encoding.get("source")
+    lazy = all(work.posterior[name].chunks is not None for name in work.names)
+    if not source or not lazy or not Path(str(source)).exists():
+        raise ValueError(
+            "a cluster scores what its workers can read: open the posterior with "
+            "sda.open_dataset(path), and do not load it"
+        )
+    folder = Path(str(source)).resolve()
+    folder = folder.with_name(f".{folder.name}.verify-{uuid.uuid4().hex[:8]}")
+    with connect(cluster, workers) as pool:
+        try:
+            job = folder / "job"
+            arguments = (str(job), write_job(job, work))
+            pieces = {name: (*arguments, name) for name in work.families}
+            found = dict(pool.run(score_family, pieces))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return {name: found[name] for name in work.families}
+
+
+def score_family(job: str, checksum: int, name: str) -> dict[str, Entry]:
+    """Computes a family of scores, on a worker."""
+    return read_job(Path(job), checksum).family(name)
 
 
 def first_counted(time: np.ndarray, burn_in: float) -> int:
