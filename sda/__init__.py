@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .assimilation import assimilate as assimilate
     from .benchmarks.runner import benchmark as benchmark
     from .climatology import Climatology as Climatology
+    from .costs import cost as cost
     from .data import NoiseLevels as NoiseLevels
     from .filtering import Assimilator as Assimilator
     from .forecasting import forecast as forecast
@@ -29,6 +30,7 @@ PUBLIC = {
     "Assimilator": "filtering",
     "assimilate": "assimilation",
     "benchmark": "benchmarks.runner",
+    "cost": "costs",
     "Climatology": "climatology",
     "GaussianPrior": "prior",
     "NoiseLevels": "data",
