@@ -9,9 +9,19 @@ cycle samples that of the last `history` states given the observations of these 
 and keeps its end. What is older matters exponentially less in a system that forgets, and the state
 before the window has the climatology for a prior, which is what the trajectory's prior is. Nothing
 is carried from one cycle to the next: there is no drift, no inflation to tune and no ensemble to
-collapse, and a cycle depends on the seed and on the observations of its window alone. The noise of
-a member comes from `(seed, member, cycle)`. The same analyses result from any block size, from any
-batching of the observations, and from a run that was killed and resumed.
+collapse, and a cycle depends on the seed and on the observations of its window alone.
+
+The other way carries the members. Each goes on from states of its own, frozen `L` states before the
+last cycle,
+
+    p(x_{i-e-L+1:i} | x_{≤ i-e-L}^{(m)}, y_{i-e-L+1:i}),
+
+with `e` states from one cycle to the next, see `sda.conditional`. It knows of all that was ever
+observed, and a gap is a forecast. It is approximate where observations still say something of the
+frozen states, as these are neither changed nor weighed by them: the error falls with the lag.
+
+The noise of a member comes from `(seed, member, cycle)`. The same analyses result from any block
+size, from any batching of the observations, and from a run that was killed and resumed.
 
 References:
     Fixed-lag smoothing: Anderson and Moore (1979), Optimal Filtering, chapter 7
@@ -41,18 +51,21 @@ from .observation.recent import Piece, Window, split
 from .store import first_line, open_dataset
 
 if TYPE_CHECKING:
+    from .conditional import Continuation
     from .denoiser import Denoiser
     from .langevin import Langevin
     from .prior import Prior
     from .streams import Stream
 
-CARRIES = ("observations",)
+CARRIES = ("observations", "members")
 # Streams of noise, see `dynamics.random`: one of the members and one of the pilots in each cycle.
 MEMBERS, PILOTS = 31, 32
 # Guided denoisers that are kept for windows that are observed alike.
 KEPT = 16
 # The longest gap, in cycles, that is bridged: a longer one is a time in other units.
 LONGEST_GAP = 10_000
+# The cycles of a filter that carries members have parts of the noise of forecasts of their own.
+FIRST_PART = 1 << 20
 
 
 class Late(ValueError):
@@ -95,7 +108,10 @@ class Assimilator:
         history: The number of states of a cycle's window, with that of the cycle: at least one
             window of the prior and more than the lag (default: one window of a network, or of the
             climatology of a Gaussian prior, and half of one more than the lag).
-        carry: What a cycle knows of the past: "observations", those of its window.
+        carry: What a cycle knows of the past: "observations", those of its window; or "members",
+            each member's states up to `lag` before the last cycle, and the observations after
+            them. The window is the frozen states and the `every + lag` that follow, then. Its
+            guidance is one without pilots (default: `static`), and its noise levels begin at 10.
         start: The time of the first cycle (default: that of the first observation sent).
         every: The states from one cycle to the next.
         guidance, langevin, sampler, steps, s_max, s_min, memory, block, device, dtype, precision:
@@ -170,16 +186,23 @@ class Assimilator:
             raise ValueError(f"start must be a finite time, got {start}")
         if out is None and (overwrite or resume):
             raise ValueError("overwrite and resume need an output store, got out=None")
+        self.carry = carry
         self.history = window_length(prior, lag, history)
+        if carry == "members" and self.history <= lag + every:
+            raise ValueError(
+                f"members that are carried need a window of more than lag + every = {lag + every} "
+                f"states, got history={self.history}"
+            )
         dtype, device = sampling_dtype(dtype, precision), compute_device(device)
         vectors = not prior.layout.dims
-        if guidance is None and prior.gaussian:
+        if guidance is None and (prior.gaussian or carry == "members"):
             guidance = "static"
         method, options = guidance_method(guidance, fields=not vectors)
         if method not in METHODS:
             raise ValueError(f"unknown guidance {method!r}: expected one of {', '.join(METHODS)}")
         # Exact already, where prior and observations are linear.
         self.exact = prior.gaussian and langevin == "default" and method == "static"
+        langevin_given = langevin
         langevin = langevin_steps(langevin, fields=not vectors)
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
@@ -202,6 +225,19 @@ class Assimilator:
         self.denoiser = trajectory_denoiser(prior, self.history, dtype, memory, precision)
         self.covariance = prior.climatology.covariance(self.history, dtype)
         self.guided: OrderedDict[Any, Denoiser] = OrderedDict()
+        # The frozen states of members that are carried, `(member, T, channel, *space)`.
+        self.tail: torch.Tensor | None = None
+        self.continuation: Continuation | None = None
+        if carry == "members":
+            if hasattr(METHODS[method], "recording"):
+                raise ValueError(
+                    f"guidance {method!r} needs pilots, which no frozen states precede: use "
+                    f"'static' or 'mmps' with carry='members'"
+                )
+            self.continuation = continuation(
+                prior, self.history - lag - every, lag + every, schedule, langevin_given,
+                memory=memory, precision=precision, device=device, dtype=dtype,
+            )  # fmt: skip
         self.start, self.cycle = start, 0
         self.pieces: list[Piece] = []
         self.fresh: list[dict[str, Any]] = []
@@ -269,7 +305,10 @@ class Assimilator:
 
     @property
     def opens(self) -> int:
-        """The first state, in steps since the start, that the next cycle's window holds."""
+        """The first state, in steps since the start, that the next cycle can still change."""
+
+        if self.carry == "members" and self.cycle:
+            return (self.cycle - 1) * self.every - self.lag + 1
         return self.cycle * self.every - self.history + 1
 
     # Observations -------------------------------------------------------------------------------
@@ -336,13 +375,16 @@ class Assimilator:
 
         first = min(late, key=lambda piece: piece.first)
         usable = (first.first + self.history - 1) // self.every
+        mend = f"A window of more than history={self.history} states"
+        if self.carry == "members":
+            usable = (first.first + self.lag - 1) // self.every + 1
+            mend = f"A lag of more than {self.lag} states"
         time = self.time(0) + first.last * self.layout.dt
 
         return (
             f"{sum(map(len, late))} observations are too late, the first of time {time:g}: it "
             f"belongs to cycle {self.cycle_of(first)}, the last cycle that looked back so far was "
-            f"{usable}, and cycle {self.cycle - 1} is done. A window of more than "
-            f"history={self.history} states would take them up"
+            f"{usable}, and cycle {self.cycle - 1} is done. {mend} would take them up"
         )
 
     # Cycles -------------------------------------------------------------------------------------
@@ -443,7 +485,7 @@ class Assimilator:
         """
 
         cycle, until = self.cycle, self.cycle * self.every
-        frames, failures = self.sample(cycle, self.pieces)
+        frames, failures, tail = self._next(cycle)
         if failures:
             warnings.warn(
                 f"cycle {cycle}: {len(failures)} of {self.members} members failed and are NaN: "
@@ -452,7 +494,8 @@ class Assimilator:
                 stacklevel=3,
             )
         if self.store is not None:
-            self._write(self.store, cycle, frames, failures)
+            self._write(self.store, cycle, frames, failures, tail)
+        self.tail = tail
         counts = [self.observed(step - 1, step) for step in range(until - self.lag, until + 1)]
         self.last = (cycle, frames, np.array(counts, dtype=np.int32))
         self.brought = self.observed(until - self.every, until)
@@ -462,27 +505,86 @@ class Assimilator:
 
         return frames, failures
 
-    def sample(self, cycle: int, pieces: Sequence[Piece]) -> tuple[np.ndarray, dict[int, str]]:
-        """Samples the last `lag + 1` states of a cycle's window given observations.
+    def _next(self, cycle: int) -> tuple[np.ndarray, dict[int, str], torch.Tensor | None]:
+        """The analysis of the next cycle, what failed, and the states to carry on from."""
+
+        if self.carry == "observations":
+            return *self.sample(cycle, self.pieces), None
+        climatology, known = self.prior.climatology, self.history - self.lag - self.every
+        if self.tail is None:
+            # The first states have none before them: their prior is the trajectory's.
+            frames, failures = self.sample(cycle, self.pieces, self.history)
+            x = climatology.normalise(torch.from_numpy(frames)).to(self.device, self.dtype)
+        else:
+            x, failures = self._continue(cycle, self.tail)
+            x = torch.cat((self.tail, x), dim=1)
+            frames = climatology.denormalise(x).cpu().numpy()
+        tail = x[:, : x.shape[1] - self.lag][:, -known:]
+        if failures:
+            # A member that is lost goes on from the next that is not.
+            good = [m for m in range(self.members) if m not in failures]
+            if not good:
+                raise FloatingPointError(
+                    f"no member of cycle {cycle} could be sampled: {next(iter(failures.values()))}"
+                )
+            index = [next((g for g in good if g >= m), good[0]) for m in range(self.members)]
+            tail = tail[index]
+            # What is frozen of it already stays, and is no analysis of this cycle.
+            frames[sorted(failures)] = np.nan
+
+        return frames[:, -self.lag - 1 :], failures, tail
+
+    def _continue(self, cycle: int, tail: torch.Tensor) -> tuple[torch.Tensor, dict[int, str]]:
+        """Samples what follows frozen states given observations of it."""
+
+        from .sampling import Diverged
+
+        assert self.continuation is not None
+        step, climatology = cycle * self.every, self.prior.climatology
+        window = Window(self.pieces, self.layout, self.time(0), step, self.lag + self.every)
+        likelihood = None
+        if len(window):
+            mean, scale = climatology.get_buffer("mean"), climatology.get_buffer("scale")
+            likelihood = window.likelihood(mean, scale, self.dtype, self.device)
+        found: list[torch.Tensor] = []
+        failures: dict[int, str] = {}
+        for first in range(0, self.members, self.block):
+            part = range(first, min(first + self.block, self.members))
+            try:
+                x = self.continuation.sample(
+                    tail[part.start : part.stop], self.seed, part, FIRST_PART + step,
+                    likelihood=likelihood, guidance={"name": self.method, **self.options},
+                )  # fmt: skip
+            except Diverged as error:
+                x, failures = error.trajectories, failures | error.failures
+            found.append(x)
+
+        return torch.cat(found), failures
+
+    def sample(
+        self, cycle: int, pieces: Sequence[Piece], keep: int | None = None
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        """Samples the last states of a cycle's window given observations.
 
         Arguments:
             cycle: The cycle.
             pieces: The observations; those outside its window, or after it, are left out.
+            keep: The number of states to keep (default: `lag + 1`).
 
         Returns:
-            The states in physical units, `(member, lag + 1, channel, *space)`, and what happened
-            to each member that failed, by its index.
+            The states in physical units, `(member, keep, channel, *space)`, and what happened to
+            each member that failed, by its index.
         """
 
         from .sampling import Diverged, sample
 
+        keep = keep or self.lag + 1
         step = cycle * self.every
         window = Window(pieces, self.layout, self.time(0), step, self.history)
         guided, langevin = self._guide(window)
         options: dict[str, Any] = {**self.sampling, "langevin": langevin}
-        out = np.full(
-            (self.members, self.lag + 1, *self.layout.shape), np.nan, self.settings["dtype"]
-        )
+        shape = (self.members, keep, *self.layout.shape)
+        out = np.full(shape, np.nan, self.settings["dtype"])
         failures: dict[int, str] = {}
         try:
             self._prepare(guided, step, options)
@@ -494,7 +596,7 @@ class Assimilator:
                     )
                 except Diverged as error:
                     x, failures = error.trajectories, failures | error.failures
-                x = self.prior.climatology.denormalise(x[:, -self.lag - 1 :])
+                x = self.prior.climatology.denormalise(x[:, -keep:])
                 out[part.start : part.stop] = x.cpu().numpy()
         except FloatingPointError as error:
             failures = dict.fromkeys(range(self.members), first_line(error))
@@ -581,6 +683,7 @@ class Assimilator:
         cycle: int,
         frames: np.ndarray,
         failures: Mapping[int, str],
+        tail: torch.Tensor | None,
     ) -> None:
         store.begin(self.time(0))
         entry: dict[str, Any] = {
@@ -592,7 +695,8 @@ class Assimilator:
         if failures:
             entry["failures"] = [f"cycle {cycle}: {text}" for text in failures.values()]
             entry["failed_members"] = sorted(failures)
-        store.put(cycle, self.rows(cycle, frames), entry, self.batches)
+        arrays = None if tail is None else {"tail": tail.cpu().numpy()}
+        store.put(cycle, self.rows(cycle, frames), entry, self.batches, arrays)
 
     def _resume(self, store: AnalysisWriter) -> None:
         """Takes up what a store says of an earlier run, and mends what is damaged."""
@@ -606,7 +710,15 @@ class Assimilator:
         self.start, self.cycle = store.start, store.cycles
         self.taken = {batch["hash"] for entry in store.ledger for batch in entry["batches"]}
         self.pieces = self._known(store, self.cycle - 1, self.opens)
+        if self.carry == "members" and self.cycle:
+            self.tail = torch.from_numpy(store.arrays()["tail"]).to(self.device)
         damaged = store.damages()
+        if damaged and self.carry == "members":
+            raise ValueError(
+                f"{str(store.path)!r} is damaged: {'; '.join(damaged.values())}. Analyses whose "
+                f"members were carried cannot be made again one by one: give overwrite=true or "
+                f"another path"
+            )
         if damaged:
             warnings.warn(
                 f"{str(store.path)!r} is damaged: {'; '.join(damaged.values())}. These analyses "
@@ -690,6 +802,31 @@ def window_length(prior: "Prior", lag: int, history: int | None) -> int:
     if history <= lag:
         raise ValueError(f"history must be more than the lag of {lag} states, got {history}")
     return history
+
+
+def continuation(
+    prior: "Prior",
+    known: int,
+    frames: int,
+    schedule: Mapping[str, Any],
+    langevin: "Langevin | str | None",
+    **options: Any,
+) -> "Continuation":
+    """What follows frozen states, with a schedule that suits it.
+
+    Frozen states leave little to be decided above a noise level of 10, and their spread is smaller
+    than that of a trajectory: the schedule ends well under it.
+    """
+
+    from .conditional import Continuation, spread
+
+    given = dict(schedule)
+    given["s_max"] = min(given["s_max"], 10.0)
+    made = Continuation(prior, known, frames, langevin=langevin, **given, **options)
+    smallest = float(spread(made.complement.covariance).min()) / 20
+    made.options["s_min"] = min(made.options["s_min"], smallest)
+
+    return made
 
 
 def analysis_times(

@@ -283,6 +283,90 @@ def test_pilots_are_those_of_the_cycle(prior, observations, guidance):
     assert close(last, alone.send())
 
 
+# Members that are carried ------------------------------------------------------------------------
+
+
+def test_carried_members_against_the_kalman_filter():
+    """With a lag that holds what observations still say; through a gap too."""
+
+    members, cycles, lag = 300, 40, 10
+    system = dynamics.LinearGaussian.rotation(angle=0.4, decay=0.9)
+    truth = system.simulate(members=1, length=cycles, seed=4).isel(member=0)
+    table = observe(truth, Select(["x"]), std=0.5, seed=5).to_table()
+    observed = Observations.from_table(table.query("time < 20 or time > 25"))
+    A, Q, V = (m.numpy() for m in (system.A, system.Q, system.stationary_covariance))
+    H, y = np.array([[1.0, 0]]), dict(zip(table.time, table.observation, strict=True))
+    assimilator = Assimilator(
+        gaussian(16, system), members, 7, lag, carry="members", start=0.0, steps=12
+    )
+    assimilator.add(observed)
+    m, errors, ratios = np.zeros(2), [], []
+    for i in range(cycles):
+        V = A @ V @ A.T + Q if i else V
+        m = A @ m if i else m
+        if not 20 <= i <= 25:
+            gain = V @ H.T / ((H @ V @ H.T).item() + 0.25)
+            m, V = m + gain[:, 0] * (y[i] - H @ m), V - gain @ H @ V
+        now = assimilator.step()[0][:, -1]
+        errors.append((now.mean(0) - m) / np.sqrt(V.diagonal()))
+        ratios.append(now.std(0, ddof=1) / np.sqrt(V.diagonal()))
+    assert np.sqrt(np.mean(np.square(errors[12:]))) < 1.5 / np.sqrt(members)
+    assert abs(np.mean(ratios[12:]) - 1) < 0.02
+    assert np.abs(np.array(ratios[20:26]) - 1).max() < 0.15
+
+
+def test_carried_members_do_not_depend_on_blocks_nor_on_a_restart(prior, observations, tmp_path):
+    out = tmp_path / "a.zarr"
+    run = {"prior": prior, "members": 5, "seed": 2, "lag": 4, "history": 16, "every": 2}
+    run |= {"carry": "members", "steps": 8}
+    times = observations.times[:12]
+    batches = [between(observations, t, t) for t in times]
+    whole = list(Assimilator(**run).run(batches))
+    for first, last in ((0, 5), (5, 12)):
+        with Assimilator(**run, out=out, resume=first > 0, block=2) as assimilator:
+            for batch in batches[first:last]:
+                assimilator.send(batch)
+    stored = open_dataset(out)
+    assert close(whole[-1].isel(time=[-1]), stored.isel(time=[-1]))
+    assert close(whole[9].isel(time=[0]), stored.isel(time=[7]))
+    run_once = assimilate(
+        prior, between(observations, 0, times[-1]), 5, 2, task="filter", lag=4, history=16,
+        carry="members", steps=8,
+    )  # fmt: skip
+    assert close(run_once, stored)
+    # A time that is frozen takes up nothing any more.
+    late = Assimilator(**run)
+    late.send(batches[0])
+    late.send(time=times[-1])
+    late.add(batches[10])
+    with pytest.raises(Late, match="A lag of more than 4 states would take them up"):
+        late.add(batches[8])
+    with pytest.raises(ValueError, match="need a window of more than lag . every = 6 states"):
+        Assimilator(**run | {"history": 6})
+    with pytest.raises(ValueError, match="needs pilots, which no frozen states precede"):
+        Assimilator(**run | {"guidance": "hybrid"})
+
+
+def test_a_carried_member_that_is_lost_goes_on_from_another(prior, observations, monkeypatch):
+    run = {"prior": prior, "members": 4, "every": 2, "start": 0.0, "carry": "members", "steps": 8}
+    assimilator = Assimilator(**run, lag=4)
+    assimilator.add(observations)
+    assimilator.step()
+    proceed = Assimilator._continue
+
+    def lose(self, cycle, tail):
+        x, _ = proceed(self, cycle, tail)
+        x[1] = float("nan")
+        return x, {1: "member 1 diverged"}
+
+    with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="1 of 4 members fail"):
+        patch.setattr(Assimilator, "_continue", lose)
+        frames, failures = assimilator.step()
+    assert list(failures) == [1] and np.isnan(frames[1]).all() and np.isfinite(frames[2]).all()
+    assert torch.equal(assimilator.tail[1], assimilator.tail[2])
+    assert np.isfinite(assimilator.step()[0]).all()
+
+
 # Stores -----------------------------------------------------------------------------------------
 
 
