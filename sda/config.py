@@ -116,7 +116,7 @@ RULES = {
     "precision": Rule("text", choices=("float32", "bfloat16")),
     "lag": Rule("integer", low=0),
     "history": Rule("integer", low=1, optional=True),
-    "carry": Rule("text", choices=("observations",)),
+    "carry": Rule("text", choices=("observations", "members")),
     "every": Rule("integer", low=1),
     "idle": Rule("number", low=0, optional=True),
     "poll": Rule("number", low=0, above=True),
