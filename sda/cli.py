@@ -144,6 +144,7 @@ def follow(config: Config) -> int:
             try:
                 for analysis in assimilator.run(stream, refuse=lambda error: complain(str(error))):
                     say(cycle_text(analysis))
+                assimilator.close("complete")
             except KeyboardInterrupt as error:
                 error.add_note(f"{assimilator.cycle} cycles are finished, resume=true goes on")
                 raise

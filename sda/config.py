@@ -102,7 +102,7 @@ class Rule:
 
 
 RULES = {
-    "members": Rule("integer", low=1),
+    "members": Rule("integer", low=1, optional=True),
     "member": Rule("integer", low=0),
     "length": Rule("integer", low=1, optional=True),
     "spinup": Rule("integer", low=0),
@@ -111,7 +111,9 @@ RULES = {
     "block": Rule("integer", low=1, optional=True),
     "frames": Rule("integer", low=1, optional=True),
     "prior.window": Rule("integer", low=1),
-    "task": Rule("text", choices=("smooth", "filter")),
+    "task": Rule("text", choices=("smooth", "filter", "forecast")),
+    "lead": Rule("integer", low=1, optional=True),
+    "tail": Rule("integer", low=1, optional=True),
     "dtype": Rule("text", choices=("float32", "float64")),
     "precision": Rule("text", choices=("float32", "bfloat16")),
     "lag": Rule("integer", low=0),
@@ -479,12 +481,15 @@ def build_prior(config: Mapping[str, Any], device: str = "cpu") -> "Prior":
         ValueError: If the prior is damaged.
     """
 
+    import torch
+
     from .prior import GaussianPrior, Prior
     from .store import open_dataset
 
     if config["source"] == "gaussian":
         return GaussianPrior.fit(open_dataset(config["data"]), config["window"]).to(device)
-    return Prior.load(config["source"], device)
+    prior = Prior.load(config["source"], device)
+    return prior.with_network(torch.float32, compiled=True) if config["compile"] else prior
 
 
 def assimilation_options(config: Mapping[str, Any], prior: "Prior") -> dict[str, Any]:
@@ -502,6 +507,7 @@ def assimilation_options(config: Mapping[str, Any], prior: "Prior") -> dict[str,
         "progress",
         "cluster",
         "workers",
+        "lead",
         "lag",
         "history",
         "carry",
@@ -523,19 +529,24 @@ def assimilation_options(config: Mapping[str, Any], prior: "Prior") -> dict[str,
 def sampling_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Sampler, guidance and Langevin steps, as `sda.assimilate` takes them."""
 
-    from .langevin import Langevin
-
     levels = dict(config["sampler"])
     options: dict[str, Any] = {"sampler": levels.pop("name"), **levels}
     guidance = {name: v for name, v in config["guidance"].items() if v is not None}
     options["guidance"] = None if guidance["name"] == "default" else guidance
-    langevin = dict(config["langevin"])
-    preset = langevin.pop("preset", None)
-    options["langevin"] = (
-        Langevin(**langevin) if preset is None else None if preset == "none" else preset
-    )
+    options["langevin"] = langevin_option(config)
 
     return options
+
+
+def langevin_option(config: Mapping[str, Any]) -> Any:
+    """Langevin steps: an instance, the name of a preset, or None."""
+
+    from .langevin import Langevin
+
+    langevin = dict(config["langevin"])
+    preset = langevin.pop("preset", None)
+
+    return Langevin(**langevin) if preset is None else None if preset == "none" else preset
 
 
 def run_training(config: Mapping[str, Any]) -> "Prior":

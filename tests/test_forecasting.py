@@ -345,3 +345,37 @@ def test_errors_name_what_was_given(prior, initial, system):
         sda.assimilate(prior, observations, task="forecast", lead=0)
     with pytest.raises(ValueError, match="no other has one, got lead=3"):
         sda.assimilate(prior, observations, lead=3)
+
+
+def test_command_line(prior, initial, tmp_path, capsys):
+    """Both kinds of forecast, and one line where something is wrong."""
+
+    from sda.cli import main
+
+    prior.save(tmp_path / "prior")
+    initial.to_zarr(tmp_path / "initial.zarr", consolidated=False)
+    source = [f"initial={tmp_path / 'initial.zarr'}", "seed=2", "progress=false"]
+    learned = ["prior=folder", f"prior.source={tmp_path / 'prior'}"]
+    out = tmp_path / "forecast.zarr"
+    assert main(["forecast", *learned, *source, "lead=6", f"out={out}"]) == 0
+    expected = sda.forecast(prior, initial, 6, seed=2)
+    for name in expected:
+        found = sda.store.open_dataset(out)[name]
+        np.testing.assert_allclose(expected[name], found, rtol=1e-4, atol=1e-5)
+    model = ["forecast", "system=damped_spring", *source, "members=5"]
+    assert main([*model, "lead=6", "time=0.95", f"out={tmp_path / 'model.zarr'}"]) == 0
+    result = sda.store.open_dataset(tmp_path / "model.zarr")
+    assert result.sizes["member"] == 5
+    assert result["time"].values[0] == pytest.approx(1.0)
+    capsys.readouterr()
+    new = f"out={tmp_path / 'new.zarr'}"
+    for arguments, message in (
+        ([*learned, *source, "lead=0", new], "lead must be an integer of at least 1"),
+        ([*source, "lead=3", new], "give prior=… or system=…"),
+        ([*learned, *source, "lead=3", "time=-1", new], "before all states"),
+        ([*learned, *source, "lead=3", "memory=1B", new], "more than memory=1B"),
+        ([*learned, *source, "lead=3", f"out={out}"], "resume=true"),
+    ):
+        assert main(["forecast", *arguments]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and message in lines[0]

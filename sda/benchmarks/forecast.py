@@ -274,7 +274,8 @@ def table(rows: Sequence[Row]) -> str:
             lines += ["| method | " + " | ".join(map(str, case.leads)) + " |"]
             lines += ["|" + "---|" * (len(case.leads) + 1)]
             for method in dict.fromkeys(row.method for row in spectral):
-                ratios = np.mean([r.energy for r in spectral if r.method == method], axis=0)
+                own_energy = [r.energy for r in spectral if r.method == method]
+                ratios = np.mean([e for e in own_energy if e is not None], axis=0)
                 cells = [
                     ", ".join(f"{ratios[i - 1, a - 1 : b].mean():.2f}" for a, b in bands)
                     for i in case.leads
