@@ -43,7 +43,7 @@ TOLERANCE = 3e-3
 PROBED = (0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 # The trajectories that they are measured on: the fewest blocks' units, and the most values of one
 # dense matrix, or of each wavenumber's.
-FEWEST, DENSE_MOST, SPECTRAL_MOST = 8, 4096, 1024
+FEWEST, DENSE_MOST, SPECTRAL_MOST = 8, 2048, 1024
 # The values that one generator draws: the numbers of a member at a time are found without those
 # before it.
 CHUNK = 1024

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import json
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from oracles import kalman_smoother
 
 import dynamics
 import sda.long
+import sda.long_blocks
 import sda.long_members
 import sda.long_plan
 import sda.long_states
@@ -20,7 +20,7 @@ from sda.climatology import Climatology
 from sda.guidance import guide
 from sda.langevin import Langevin
 from sda.long_blocks import AddressedNoise, Blocks, Portions, halo_of, shifts
-from sda.observation import Difference, Interpolate, Observations, Select, Subsample, observe
+from sda.observation import Difference, Function, Observations, Select, Subsample, observe
 from sda.prior import GaussianPrior, Prior
 from sda.sampling import SAMPLERS, integrate, log_levels
 from sda.store import open_dataset
@@ -367,3 +367,112 @@ def test_members_that_diverge(prior, observations, monkeypatch):
     x = values(part)
     assert np.isnan(x[1]).all() and part.attrs["failed_members"] == [1]
     assert np.array_equal(x[[0, 2]], whole[[0, 2]])
+
+
+@pytest.fixture(scope="module")
+def field():
+    """A field with a window network of random weights, and observations of it."""
+
+    system = dynamics.Lorenz96(dimension=8, noise=True)
+    data = system.simulate(members=4, length=200, spinup=100, seed=0)
+    climatology = GaussianPrior.fit(data, window=6).climatology
+    torch.manual_seed(0)
+    network = {"name": "unet", "widths": (8,), "depths": (1,)}
+    window = WindowDenoiser(climatology, 5, network).eval().requires_grad_(False)
+    truth = system.simulate(members=1, length=150, spinup=100, seed=1).isel(member=0)
+
+    return Prior(climatology, window, exposure=0.02), truth
+
+
+@pytest.mark.parametrize("function", [False, True])
+def test_fields_and_networks(field, monkeypatch, function):
+    """The network needs no halos of the Gaussian part; the same for non-linear operators."""
+
+    prior, truth = field
+    H = Select(every=4) >> Subsample(2)
+    observations = observe(truth, H >> Function("abs") if function else H, std=1.0, seed=2)
+    options = {"members": 2, "seed": 3, "steps": 8, "dtype": "float64", "langevin": None}
+
+    def run(frames):
+        return values(assimilate(prior, observations, frames=frames, **options))
+
+    with_halo(monkeypatch, 36)
+    whole, parts = run(150), run(24)
+    spread = whole.std()
+    assert rms(whole, parts) < 3e-3 * spread
+    if not function:
+        options["langevin"] = "fields"
+        whole, parts = run(150), run(24)
+        assert rms(whole, parts) < 0.03 * spread
+
+
+def test_the_network_sees_whole_windows(field):
+    """What the network adds on the core is the same from the narrow range as from all states."""
+
+    prior, _ = field
+    window, x = prior.window, torch.randn(1, 150, *prior.layout.shape)
+    whole = prior.trajectory(150).residual(x, torch.tensor(0.7))
+    blocks = Blocks(150, 24, 12, 6)
+    for part in blocks.parts:
+        narrow = blocks.narrow(part, window, max(1, window // 2), window)
+        assert narrow.high - narrow.low <= part.stop - part.start + 4 * window
+        own = prior.trajectory(narrow.high - narrow.low).residual(
+            x[:, narrow.low : narrow.high], torch.tensor(0.7)
+        )
+        error = own[:, narrow.core] - whole[:, part.start : part.stop]
+        assert float(error.abs().max()) < 1e-5
+
+
+def test_blocks_cover_every_state_once():
+    for length in (1, 7, 48, 100, 121, 4097):
+        for core, halo, unit in ((8, 8, 4), (32, 8, 8), (64, 128, 32), (4, 4, 1)):
+            parts = Blocks(length, core, halo, unit).parts
+            assert [i for part in parts for i in range(part.start, part.stop)] == list(
+                range(length)
+            )
+            for part in parts:
+                assert part.low % unit == 0 and 0 <= part.low <= part.start
+                assert part.low <= max(0, part.start - halo)
+                assert min(length, part.stop + halo) <= part.high <= length
+
+
+def test_halos_are_measured(system, prior, monkeypatch):
+    """A chain's shift falls by its own rate, and the halo is where it is small enough."""
+
+    shift = shifts(prior.covariance(64), 4)
+    assert all(b < a for a, b in zip(shift[:6], shift[1:7], strict=True))
+    assert halo_of(prior, 1e-2) < halo_of(prior, 1e-3) <= halo_of(prior, 1e-4)
+    monkeypatch.setattr(sda.long_blocks, "DENSE_MOST", 256)
+    slow = dynamics.LinearGaussian(0.9999 * np.eye(1), 1e-4 * np.eye(1))
+    slow_prior = Prior(
+        Climatology.from_moments(slow.layout, torch.zeros(1), slow.trajectory_covariance(4))
+    )
+    with pytest.raises(ValueError, match="correlates states over more than .* Raise memory"):
+        halo_of(slow_prior)
+
+
+def test_observations_of_a_block(system, prior):
+    """Every block sees those within its range, and each has one number wherever it is seen."""
+
+    time = system.layout.times(LENGTH)
+    table = {
+        "time": np.sort(np.random.default_rng(0).uniform(0, time[-1], 50)),
+        "variable": ["x0", "x1"] * 25, "observation": np.arange(50.0), "std": 0.3,
+    }  # fmt: skip
+    truth = system.simulate(members=1, length=LENGTH, seed=0).isel(member=0)
+    loop = Select(times=time[70:80]) >> Difference()
+    both = Observations.from_table(table) + observe(truth, loop, std=0.1, seed=0)
+    portions = Portions(both, time, 0.1)
+    parts = Blocks(LENGTH, 40, 12, 4).parts
+    portions.check(parts)
+    seen = set()
+    for part in parts:
+        found, numbers = portions.of(part)
+        y = found.likelihood(system.layout, time[part.low : part.high]).y.numpy()
+        assert len(y) == len(numbers)
+        assert np.array_equal(y[numbers < 50], numbers[numbers < 50])  # a value is its number
+        seen |= set(numbers.tolist())
+    assert seen == set(range(len(both)))
+    wide = observe(truth, Select(times=time[10:190]) >> Difference(), std=0.1, seed=0)
+    with pytest.raises(ValueError, match="needs the states at times 1 to 18.9 at once"):
+        assimilate(prior, wide, members=2, time=time, frames=40, guidance="static")
