@@ -9,10 +9,11 @@ goes on. Blocks of members can be simulated by the workers of a Dask cluster, ea
 its own shards and restart states.
 """
 
+import errno
 import json
 import uuid
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -93,6 +94,7 @@ def simulate(
             with other arguments, or the cluster cannot be used.
         FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given.
         FloatingPointError: If a member diverges. What was written before stays.
+        OSError: If the disk is full. What was written before stays readable.
     """
 
     remote = cluster is not None or workers is not None
@@ -114,11 +116,12 @@ def simulate(
             run = Run.plan(system, *arguments, least_blocks=pool.size)
         store = Store(Path(out), run)
         if store.open(overwrite, resume, fixed_blocks=(member_block, time_block)):
-            if pool is None:
-                march(system, store.run, store, compute_device(device), progress)
-            else:
-                march_on(pool, system, store, str(device), progress)
-            store.finish()
+            with told_how_to_go_on(store.path):
+                if pool is None:
+                    march(system, store.run, store, compute_device(device), progress)
+                else:
+                    march_on(pool, system, store, str(device), progress)
+                store.finish()
 
     dataset = xr.open_zarr(store.path)[list(store.run.layout.variables)]
     dataset.attrs.pop(SHARDS, None)
@@ -311,6 +314,21 @@ def simulate_block(job: str, checksum: int, first: int) -> tuple[int, dict[str, 
         march_block(system, run, store, first, compute_device(device), bar)
 
     return first, store.shards[first]
+
+
+@contextmanager
+def told_how_to_go_on(path: Path) -> Iterator[None]:
+    """A context in which an error of the disk says what is kept."""
+
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        raise type(error)(
+            error.errno,
+            f"{reason or error} while writing {str(path)!r}: what is finished is kept and "
+            f"readable, mend that and run again with resume=true",
+        ) from error
 
 
 def steps_bar(run: Run, progress: bool | None) -> Any:

@@ -13,7 +13,7 @@ is lost, what workers have staged is taken over by the next run.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ import xarray as xr
 from dynamics.cluster import Cluster, Superseded, connect, read_job, write_job
 from dynamics.layout import Layout
 
+from .lock import Lock
 from .store import PosteriorWriter, split, stage
 
 if TYPE_CHECKING:
@@ -278,6 +279,35 @@ class Staged(Target):
             raise Superseded(f"{self.folder} is not there: the run is over") from error
 
 
+class Unlocked(Target):
+    """On a worker: a store that is written under the lock of the client.
+
+    A lock of the worker's own would outlast a machine that is lost, and keep the worker that goes
+    on with the store, on another one, from writing it.
+
+    Arguments:
+        path: The store. One that is there was begun by a worker that is lost, and is completed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def open(
+        self,
+        layout: Layout,
+        time: np.ndarray,
+        members: int,
+        block: int,
+        settings: Mapping[str, Any],
+        attrs: Mapping[str, Any],
+        dtype: str,
+    ) -> PosteriorWriter:
+        return PosteriorWriter(
+            self.path, layout, time, members, block, settings, attrs, dtype, resume=True, lock=False
+        )
+
+
 def share_tables(job: str, checksum: int) -> None:
     """Computes what all members of a run share, on a worker, and leaves it in a file."""
 
@@ -376,7 +406,9 @@ def assimilate_each(
         return stores
 
     file = out / ".job"
-    with connect(cluster, workers) as pool:
+    with connect(cluster, workers) as pool, ExitStack() as locks:
+        for path in stores.values():
+            locks.enter_context(Lock(path))
         try:
             checksum = write_job(file, (prior, dict(observations), options))
             pieces = {
@@ -396,6 +428,6 @@ def assimilate_set(job: str, checksum: int, name: str, out: str) -> str:
     from .assimilation import assimilate
 
     prior, observations, options = read_job(Path(job), checksum)
-    # One that is there was begun by a worker that is lost: the client has looked before.
-    found = assimilate(prior, observations[name], out=out, resume=True, **options)
+    target: Any = Unlocked(Path(out))
+    found = assimilate(prior, observations[name], out=target, **options)
     return str(found.attrs["status"])

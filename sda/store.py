@@ -38,6 +38,7 @@ from dynamics.simulation_store import MARK as SIMULATION
 from dynamics.simulation_store import SHARDS
 from dynamics.simulation_store import damages as simulation_damages
 
+from .lock import Lock
 from .shards import grid, write_block
 
 KIND, STAGE = "sda posterior", "sda posterior, staged blocks"
@@ -185,8 +186,11 @@ class PosteriorWriter:
             warning names it.
         frames: The states of a chunk (default: all). Trajectories that do not fit in memory are
             written in chunks of time.
+        lock: Whether the store is locked until the writer is closed. Workers of a run write under
+            the lock of its client.
 
     Raises:
+        Locked: If another process writes the store, see `sda.lock`.
         FileExistsError: If something stands at `path` and neither `overwrite` nor `resume` is
             given, or if it is not a posterior of this package.
         ValueError: If both are given, or if the store to resume was made with other settings.
@@ -206,6 +210,7 @@ class PosteriorWriter:
         overwrite: bool = False,
         resume: bool = False,
         frames: int | None = None,
+        lock: bool = True,
     ) -> None:
         self.path = Path(path)
         # Where the store is: beside its path, as long as what it will replace is still there.
@@ -216,20 +221,42 @@ class PosteriorWriter:
         self.made = False
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="posterior-writer")
 
+        self.lock = Lock(self.path).acquire() if lock else None
+        try:
+            self.open(layout, time, block, settings, attrs, dtype, overwrite, resume, frames)
+        except BaseException:
+            if self.lock is not None:
+                self.lock.release()
+            raise
+
+    def open(
+        self,
+        layout: Layout,
+        time: np.ndarray,
+        block: int,
+        settings: Mapping[str, Any],
+        attrs: Mapping[str, Any],
+        dtype: str,
+        overwrite: bool,
+        resume: bool,
+        frames: int | None,
+    ) -> None:
+        """Makes the store, or opens it to go on."""
+
         settings = json.loads(json.dumps(dict(settings)))
         exists = check_target(self.path, overwrite, resume)
         if exists and resume:
             check_settings(self.path, read_attributes(self.path), settings)
         else:
-            first = initial_attributes(layout, settings, attrs, members, block)
+            first = initial_attributes(layout, settings, attrs, self.members, block)
             # A link, perhaps to a larger disk, stays; what it points to is replaced.
             self.path = self.path.resolve() if self.path.is_symlink() else self.path
             self.place = beside(self.path) if exists else self.path
             self.made = True
             try:
-                create(self.place, layout, time, members, block, first, dtype, frames)
+                create(self.place, layout, time, self.members, block, first, dtype, frames)
             except OSError as error:
-                raise explain(error, self.path, "creating the store", 0, members) from error
+                raise explain(error, self.path, "creating the store", 0, self.members) from error
 
         self.attrs = read_attributes(self.place)
         self.block = int(self.attrs["block"])
@@ -429,6 +456,8 @@ class PosteriorWriter:
             self.pool.shutdown()
             if self.place != self.path:
                 shutil.rmtree(self.place, ignore_errors=True)
+            if self.lock is not None:
+                self.lock.release()
 
     def __enter__(self) -> "PosteriorWriter":
         return self
