@@ -75,8 +75,9 @@ def forecast(
         prior: The prior over trajectories.
         initial: The initial states: an ensemble, a posterior or one state, with the dimensions
             `(member, time, *space)`, of which `member` and `time` may be absent. Of each member the
-            last `tail` states are used. Fewer will do, but one state fixes a future less well than
-            a tail does: where there are more, give them.
+            last `tail` states are used. With fewer the first window of the forecast is too wide,
+            and a warning says so: a numerical model, or a classical smoother, has the states
+            before the last one too.
         lead: The number of states to forecast, in steps of the prior's `dt`.
         members: The number of members (default: those of `initial`). Member `m` continues member
             `m mod n` of the `n` initial ones.
@@ -163,6 +164,14 @@ def run(
     start = Departure(layout, initial, max(tail, given))
     if start.states < given:
         raise ValueError(f"expected at least {given} initial states, got {start.states}")
+    if start.states < tail and not prior.gaussian:
+        warnings.warn(
+            f"the forecast starts from {start.states} of the {tail} states that it can use: its "
+            f"first {prior.window - start.states} states are too wide. Give more states before "
+            f"the last one where there are any, such as those of the run that it comes from",
+            UserWarning,
+            stacklevel=3,
+        )
     members = start.members if members is None else check_count("members", members)
     if block is None:
         block = block_size(prior, members, tail + frames, start.states, lead, dtype, memory)

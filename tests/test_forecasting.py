@@ -266,6 +266,8 @@ def test_network_forecast_follows_the_system():
     spread = y.std(axis=0)
     assert np.sqrt((((x.mean(0) - y.mean(0)) / spread) ** 2).mean()) < 0.8
     assert 0.8 < (x.std(axis=0) / spread).mean() < 1.6
+    with pytest.warns(UserWarning, match="from 3 of the 56 states"):
+        sda.forecast(prior, truth.isel(time=slice(-3, None)), 2, members=2)
 
 
 def test_forecast_by_model_is_the_system(system, initial, tmp_path):
