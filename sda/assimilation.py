@@ -29,6 +29,7 @@ from dynamics.simulate import compute_device
 
 from .denoiser import Denoiser, GaussianDenoiser
 from .store import PosteriorMemory, PosteriorWriter, check_target
+from .transfer import fetch
 
 if TYPE_CHECKING:
     from .langevin import Langevin
@@ -299,7 +300,7 @@ def assimilate(
                     )
                 except Diverged as error:
                     x, failures = error.trajectories, error.failures
-                sink.put(k, climatology.denormalise(x).cpu().numpy(), failures)
+                sink.put(k, fetch(climatology.denormalise(x)), failures)
                 bar.done(part)
 
     failed = list(sink.failures.values())
@@ -437,11 +438,7 @@ def trajectory_denoiser(
     if prior.denoiser is None:
         return GaussianDenoiser(prior.climatology.covariance(length, dtype))
     if prior.denoiser.precision != PRECISIONS[precision]:
-        # Copies that share the weights.
-        window = copy.copy(prior.denoiser)
-        window.precision = PRECISIONS[precision]
-        prior = copy.copy(prior)
-        prior.denoiser = window
+        prior = prior.with_network(PRECISIONS[precision])
     cells = math.prod(prior.layout.shape[1:])
     batch = max(1, size_in_bytes(memory) // (4 * ACTIVATIONS * cells))
     denoiser = prior.trajectory(length, batch=batch)

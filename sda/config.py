@@ -489,7 +489,7 @@ def build_prior(config: Mapping[str, Any], device: str = "cpu") -> "Prior":
     if config["source"] == "gaussian":
         return GaussianPrior.fit(open_dataset(config["data"]), config["window"]).to(device)
     prior = Prior.load(config["source"], device)
-    return prior.with_network(torch.float32, compiled=True) if config["compile"] else prior
+    return prior.with_network(torch.float32, compiled=True) if config.get("compile") else prior
 
 
 def assimilation_options(config: Mapping[str, Any], prior: "Prior") -> dict[str, Any]:

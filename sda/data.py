@@ -23,6 +23,7 @@ from dynamics.layout import Layout
 from . import store
 from .climatology import Climatology
 from .symmetry import Symmetry, augment
+from .transfer import send
 
 
 @dataclass(frozen=True)
@@ -280,15 +281,6 @@ class Prefetch(IterableDataset):
                 yield batch
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def send(x: Tensor, device: torch.device) -> Tensor:
-    """Copies to a device; to a GPU from pinned memory, without waiting for it."""
-
-    if device.type != "cuda":
-        return x.to(device)
-
-    return x.pin_memory().to(device, non_blocking=True)
 
 
 def open_dataset(source: xr.Dataset | str | Path) -> xr.Dataset:

@@ -11,6 +11,7 @@ layout of the states. It is saved as a folder that a text editor reads:
 Nothing in it is executed or unpickled.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -112,6 +113,28 @@ class Prior:
         return TrajectoryDenoiser(
             self.denoiser, self.window, length, stride, batch, pair, self.exposure
         )
+
+    def with_network(self, precision: torch.dtype, compiled: bool | str = False) -> "Prior":
+        """A copy that shares the weights and evaluates its network in another way.
+
+        Arguments:
+            precision: The dtype in which the network alone is evaluated, float32 or bfloat16.
+            compiled: Whether the network is compiled by `torch.compile`, when it is first evaluated
+                and again for other numbers of windows; or the name of a backend that compiles it.
+        """
+
+        if self.denoiser is None:
+            return self
+        prior, window = copy.copy(self), copy.copy(self.denoiser)
+        window.precision = precision
+        if compiled:
+            network = copy.copy(window.network)
+            network.compile(backend=compiled if isinstance(compiled, str) else "inductor")
+            # The copy of a module shares the dictionary of its parts.
+            window._modules = {**window._modules, "network": network}
+        prior.denoiser = window
+
+        return prior
 
     def to(self, device: torch.device | str) -> "Prior":
         """Moves the prior to a device."""
