@@ -11,10 +11,10 @@ parser.add_argument("--cycles", type=int, default=1000)
 parser.add_argument("--members", type=int, default=64)
 parser.add_argument("--particles", type=int, default=2**14)
 parser.add_argument("--history", type=int, help="states of a window of the engine")
-parser.add_argument("--carry", help="what a cycle of the engine knows of the past")
+parser.add_argument("--lag", type=int, help="states before each cycle that are analysed again")
 options = parser.parse_args()
 
-more = {name: getattr(options, name) for name in ("history", "carry") if getattr(options, name)}
+more = {name: getattr(options, name) for name in ("history", "lag") if getattr(options, name)}
 rows = []
 for row in run(
     options.cases, options.methods, options.cycles, options.members, options.particles, more=more

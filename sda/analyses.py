@@ -368,6 +368,8 @@ class AnalysisWriter:
     def close(self, state: str = "stopped") -> None:
         """Records that nobody writes any more, and releases the lock."""
 
+        if self.lock.handle is None:
+            return
         try:
             if self.cycles and self.place.exists():
                 self.attrs |= self._status(self.cycles, state)

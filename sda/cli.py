@@ -146,7 +146,8 @@ def follow(config: Config) -> int:
                     say(cycle_text(analysis))
                 assimilator.close("complete")
             except KeyboardInterrupt as error:
-                error.add_note(f"{assimilator.cycle} cycles are finished, resume=true goes on")
+                done = assimilator.store.cycles if assimilator.store else assimilator.cycle
+                error.add_note(f"{done} cycles are finished, resume=true goes on")
                 raise
     finally:
         signal.signal(signal.SIGTERM, before)

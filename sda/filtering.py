@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from .denoiser import Denoiser
     from .langevin import Langevin
     from .prior import Prior
-    from .streams import Stream
+    from .streams import Batch, Stream
 
 CARRIES = ("observations", "members")
 # Streams of noise, see `dynamics.random`: one of the members and one of the pilots in each cycle.
@@ -448,14 +448,15 @@ class Assimilator:
     def run(
         self,
         stream: "Stream | Iterable[Observations]",
-        refuse: Callable[[Late], None] | None = None,
+        refuse: Callable[[ValueError], None] | None = None,
     ) -> Iterator[xr.Dataset]:
         """Assimilates a stream, and yields the analysis of every cycle, see `send`.
 
         Arguments:
             stream: A stream of `sda.streams`, or any iterable of observations, such as a
                 generator. The observations of one item are analysed when it comes in.
-            refuse: What to do about observations that are too late (default: raise the error).
+            refuse: What to do about observations that are too late or do not fit the prior, which
+                are left out then (default: raise the error).
 
         Raises:
             ValueError: If observations do not fit the prior, or come too late.
@@ -468,10 +469,24 @@ class Assimilator:
             stream.restore([mark for each in self.store.ledger for mark in each["marks"]])
         for found in stream.polls():
             # All that is there before any of it is analysed: instruments report one by one.
-            cycles = [self.add(batch.observations, batch.mark, refuse=refuse) for batch in found]
+            cycles = [self._receive(batch, refuse) for batch in found]
             due = [cycle for cycle in cycles if cycle is not None]
             if due:
                 yield from self.advance(max(due))
+
+    def _receive(self, batch: "Batch", refuse: Callable[[ValueError], None] | None) -> int | None:
+        """Takes up what a stream has brought, or leaves out what does not fit, see `run`."""
+
+        try:
+            return self.add(batch.observations, batch.mark, refuse)
+        except ValueError as error:
+            if refuse is None:
+                raise
+            self.refused += len(batch.observations)
+            if batch.mark is not None:
+                self.marks.append(batch.mark)
+            refuse(error)
+            return None
 
     def step(self) -> tuple[np.ndarray, dict[int, str]]:
         """Runs the next cycle, and writes it.
@@ -907,6 +922,8 @@ def filter_all(
     start, every, count = analysis_times(prior, observations, time)
     rows: dict[int, np.ndarray] = {}
     counts = np.zeros((2, count), dtype=np.int32)
+    messages: list[str] = []
+    lost: set[int] = set()
     assimilator = Assimilator(prior, members, seed, start=start, every=every, out=out, **options)
     with assimilator, tqdm(total=count, disable=not progress, desc="filter", unit="cycle") as bar:
         bar.update(assimilator.cycle)
@@ -916,12 +933,19 @@ def filter_all(
             counts[0, cycle] = assimilator.observed((cycle - 1) * every, cycle * every)
             frames, failures = assimilator.step()
             counts[1, cycle] = len(failures)
+            messages += [f"cycle {cycle}: {text}" for text in failures.values()]
+            lost |= failures.keys()
             if out is None:
                 rows |= assimilator.rows(cycle, frames)
             bar.update()
+        assimilator.close("complete")
     if out is not None:
         return open_dataset(out)
-    attrs = assimilator.attrs | {"status": "complete"}
+    attrs = assimilator.attrs | {
+        "status": f"complete: {count} cycles",
+        "failures": messages,
+        "failed_members": sorted(lost),
+    }
 
     return assimilator.layout.to_dataset(
         np.stack([rows[cycle] for cycle in range(count)], axis=1),

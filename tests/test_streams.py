@@ -245,17 +245,23 @@ def test_the_command_keeps_running_and_goes_on(observations, tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "interrupted: 5 cycles are finished, resume=true goes on" in errors
+    stopped = open_dataset(out).sizes["time"]
+    assert stopped == 5
+    assert f"interrupted: {stopped} cycles are finished, resume=true goes on" in errors
     assert "cycle 0, time 0: nothing observed, a forecast; position" in lines
-    assert "cycle 4, time 2.4: 1 values observed" in lines
+    assert "cycle 3, time 1.8: 1 values observed" in lines
     between(observations, t[5], t[8]).save(folder / "5.csv")
     late = observations.to_table().iloc[[0]].assign(time=-3.6)
     Observations.from_table(late).save(folder / "late.csv")
+    other = observations.to_table().iloc[[8]].assign(variable="pressure")
+    Observations.from_table(other).save(folder / "other.csv")
     (folder / "END").touch()
     done = subprocess.run([*command, "resume=true"], **pipes, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "1 observations are too late, the first of time -3.6" in done.stderr
-    assert f"{out}: 9 cycles, 1 observations refused" in done.stdout
+    assert "unknown variables ['pressure']" in done.stderr
+    assert f"{out}: 9 cycles, 2 observations refused" in done.stdout
+    assert open_dataset(out).attrs["status"] == "complete: 9 cycles"
     assert "cycle 4" not in done.stdout and "cycle 8, time 4.8: 1 values" in done.stdout
     prior = Prior.load(tmp_path / "prior")
     exact = Assimilator(prior, 3, every=2, start=0.0)

@@ -74,6 +74,8 @@ ENGINE: dict[str, dict[str, Any]] = {
     "static + Langevin": {"guidance": "static"},
     "flow_dependent + Langevin": {"guidance": "flow_dependent"},
     "hybrid + Langevin": {"guidance": {"name": "hybrid", "pilots": 2}},
+    "members carried": {"carry": "members"},
+    "members carried, mmps": {"carry": "members", "guidance": "mmps"},
 }
 
 
@@ -138,15 +140,20 @@ def engine(
 ) -> tuple[xr.Dataset, float]:
     """The engine's analyses, and its processor seconds for each cycle."""
 
-    from ..filtering import filter_all
+    from ..filtering import Assimilator
     from ..prior import Prior
 
     prior = Prior.load(case.prior)
     began = time.process_time()
-    times = observations.span[0] + case.every * prior.layout.dt * np.arange(cycles)
-    analyses = filter_all(prior, observations, members, seed, time=times, **options)
+    start = observations.span[0]
+    assimilator = Assimilator(prior, members, seed, start=start, every=case.every, **options)
+    assimilator.add(observations)
+    # The present alone: with a lag, what is returned of earlier times knows more.
+    states = [assimilator.step()[0][:, -1] for _ in range(cycles)]
+    seconds = (time.process_time() - began) / cycles
+    times = start + case.every * prior.layout.dt * np.arange(cycles)
 
-    return analyses, (time.process_time() - began) / cycles
+    return prior.layout.to_dataset(np.stack(states, axis=1), times), seconds
 
 
 def classical(
@@ -187,7 +194,7 @@ def run(
         particles: The particles of the particle filter.
         burn_in: The cycles that are not scored.
         seed: The seed of truth, observations and filters.
-        more: Further options of the engine, such as `history`.
+        more: Further options of the engine, such as `history` and `lag`.
     """
 
     for name in cases:
