@@ -381,3 +381,21 @@ def test_command_line(prior, initial, tmp_path, capsys):
         assert main(["forecast", *arguments]) == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and message in lines[0]
+
+
+def test_field_network_follows_the_system():
+    """The shipped prior of Kolmogorov flow: near the model after a block, as vigorous after two."""
+
+    from sda.benchmarks.forecast import enstrophy
+
+    flow = dynamics.KolmogorovFlow(size=32)
+    truth = flow.simulate(members=1, length=13, spinup=40, seed=8)
+    past, future = truth.isel(time=slice(0, 7)), truth.isel(time=slice(7, None))
+    learned = sda.forecast(Prior.load("kolmogorov"), past, 6, seed=0)
+    x, y = (flow.layout.to_array(each)[0] for each in (learned, future))
+    error = np.sqrt(((x - y) ** 2).mean(axis=(1, 2, 3)) / (y**2).mean())
+    persistence = np.sqrt(((flow.layout.to_array(past)[0, -1] - y[-1]) ** 2).mean() / (y**2).mean())
+    assert error[0] < 0.1
+    assert error[-1] < 0.3 * persistence
+    ratio = enstrophy(learned).mean() / enstrophy(future).mean()
+    assert 0.85 < ratio < 1.15
