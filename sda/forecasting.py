@@ -215,7 +215,9 @@ def run(
                 done = partial.done
                 partial.add(x, failures)
                 bar.add(len(part), partial.done - done)
-            states = partial.states
+            # Where all members failed there is no need to go on to the end.
+            whole = partial.done == lead
+            states = partial.states if whole else np.full(shape, np.nan, dtype=kind)
             for member in partial.failures:
                 states[member - part[0]] = np.nan
             sink.put(k, states, partial.failures)

@@ -238,6 +238,17 @@ def test_a_member_that_diverges_is_lost_alone(prior, initial, monkeypatch):
         np.testing.assert_allclose(result[name][[0, 2]], whole[name][[0, 2]], rtol=1e-4, atol=1e-5)
 
 
+def test_all_members_lost_is_an_error(prior, initial, tmp_path, monkeypatch):
+    from sda.sampling import Diverged
+
+    def fails(self, tail, seed, members, part=0, **more):
+        raise Diverged({m: f"member {m} diverged" for m in members}, tail * math.nan)
+
+    monkeypatch.setattr(sda.conditional.Continuation, "sample", fails)
+    with pytest.raises(FloatingPointError, match="no member could be forecast: member 0 diverged"):
+        sda.forecast(prior, initial, 30, seed=2, out=tmp_path / "forecast.zarr")
+
+
 def test_single_states_and_short_tails(prior, initial):
     """A state without member or time, and tails of any length, give the same times."""
 
@@ -399,3 +410,37 @@ def test_field_network_follows_the_system():
     assert error[-1] < 0.3 * persistence
     ratio = enstrophy(learned).mean() / enstrophy(future).mean()
     assert 0.85 < ratio < 1.15
+
+
+def test_a_full_disk_loses_nothing_that_was_done(prior, initial, tmp_path, monkeypatch):
+    """The error names it, and the run goes on from the last state that was written."""
+
+    import errno
+
+    from sda.partial import Partial
+
+    add = Partial.add
+
+    def full(self, x, failures):
+        if self.done == 7:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(self, x, failures)
+
+    out = tmp_path / "forecast.zarr"
+    monkeypatch.setattr(Partial, "add", full)
+    with pytest.raises(OSError, match="No space left"):
+        sda.forecast(prior, initial, 12, seed=2, out=out)
+    monkeypatch.undo()
+    counted = []
+    sampled = Continuation.sample
+
+    def counting(self, *arguments, **more):
+        counted.append(arguments[3])
+        return sampled(self, *arguments, **more)
+
+    monkeypatch.setattr(sda.conditional.Continuation, "sample", counting)
+    resumed = sda.forecast(prior, initial, 12, seed=2, out=out, resume=True)
+    assert counted == [*range(7, 12)]
+    whole = sda.forecast(prior, initial, 12, seed=2)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name])
