@@ -115,8 +115,8 @@ def simulate(
         if pool is not None:
             run = Run.plan(system, *arguments, least_blocks=pool.size)
         store = Store(Path(out), run)
-        if store.open(overwrite, resume, fixed_blocks=(member_block, time_block)):
-            with told_how_to_go_on(store.path):
+        with told_how_to_go_on(store.path):
+            if store.open(overwrite, resume, fixed_blocks=(member_block, time_block)):
                 if pool is None:
                     march(system, store.run, store, compute_device(device), progress)
                 else:
@@ -323,6 +323,8 @@ def told_how_to_go_on(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # not the disk's, but one of ours
+            raise
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise type(error)(
             error.errno,

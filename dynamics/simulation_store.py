@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import xarray as xr
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .cluster import Superseded
@@ -243,7 +243,7 @@ class Store:
                 f"{str(self.path)!r} is damaged: {'; '.join(damaged.values())}. These members are "
                 f"simulated again",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     @property
@@ -295,10 +295,12 @@ class Store:
         block, part = first_member // self.run.member_block, first_frame // self.run.time_block
         inner = "/0" * (len(self.run.layout.shape) - 1)
         for i, name in enumerate(self.run.layout.variables):
+            shard = f"{name}/c/{block}/{part}{inner}"
+            # Zarr would read one that is there, which may be damaged.
+            (self.path / shard).unlink(missing_ok=True)
             self.arrays[name][
                 first_member : first_member + n, first_frame : first_frame + length
             ] = states[:, :, i]
-            shard = f"{name}/c/{block}/{part}{inner}"
             sync(self.path / shard)
             marks[shard] = mark(self.path / shard)
 
@@ -318,9 +320,13 @@ class Store:
         }
         file = self.partial / f"{position.first_member}.safetensors"
         draft = file.with_suffix(f".{uuid.uuid4().hex[:8]}.draft")
-        save_file(tensors, draft, metadata=metadata)
-        sync(draft)
-        os.replace(draft, file)
+        try:
+            # Not by `save_file`: it does not raise an `OSError` if the disk is full.
+            draft.write_bytes(save(tensors, metadata=metadata))
+            sync(draft)
+            os.replace(draft, file)
+        finally:
+            draft.unlink(missing_ok=True)
 
     def restart(self, first_member: int, device: torch.device) -> tuple[Position, Tensor | None]:
         file = self.partial / f"{first_member}.safetensors"

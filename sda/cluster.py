@@ -231,12 +231,12 @@ class Tables(Target):
         return self
 
     def share(self, guided: Any, compute: Callable[[], None]) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         compute()
         file, draft = self.folder / TABLES, self.folder / f".{TABLES}"
         tables = {name: table.cpu().contiguous() for name, table in guided.tables().items()}
-        save_file(tables, draft)
+        draft.write_bytes(save(tables))
         draft.replace(file)
         self.unfinished = []
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import xarray as xr
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from dynamics.layout import Layout
 
@@ -306,7 +306,8 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """Writes a safetensors file in one atomic step."""
 
     part = path.with_name(path.name + ".part")
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part)
+    # Not by `save_file`: it does not raise an `OSError` if the disk is full.
+    part.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
     # safetensors makes files that only their owner reads.
     part.chmod(0o644)
     os.replace(part, path)

@@ -99,7 +99,9 @@ def write_block(
         # Members that the block does not have are marked as absent.
         index = np.full((shard[0], 2), 2**64 - 1, dtype="<u8")
         code = waiting = 0
-        with target.open("wb", buffering=0) as file:
+        # Aside first: what is cut short by a kill or a full disk must not be read.
+        draft = target.with_name(f".{target.name}.draft")
+        with draft.open("wb", buffering=0) as file:
             for m, member in enumerate(values):
                 part = member[first : first + frames]
                 if len(part) < frames:
@@ -116,6 +118,7 @@ def write_block(
             tail += google_crc32c.value(tail).to_bytes(4, "little")
             code = google_crc32c.extend(code, written(file, tail))
             marks[str(path)] = [len(values) * size + len(tail), code]
+        os.replace(draft, target)
     under_way.append(disk.submit(sync_tree, folder))
 
     return marks, under_way
