@@ -565,9 +565,6 @@ def write_shards(
         The size and checksum of each file, by variable and by path within the block.
     """
 
-    import zarr
-
-    group: Any = zarr.open_group(place, mode="r+", zarr_format=3)
     marks = {}
     with ThreadPoolExecutor(max_workers=1) as disk:
         under_way: list[Future[None]] = []
@@ -581,7 +578,9 @@ def write_shards(
                 marks[name], more = write_block(place, name, k, values, form, disk)
                 under_way += more
                 continue
-            array = group[name]
+            import zarr
+
+            array: Any = zarr.open_group(place, mode="r+", zarr_format=3)[name]
             for first in range(0, array.shape[1], array.chunks[1]):
                 times = slice(first, first + array.chunks[1])
                 part = trajectories[:, times, i].astype(array.dtype, copy=False)
