@@ -18,7 +18,7 @@ parser.add_argument("--truths", type=int, default=4)
 parser.add_argument("--first", type=int, default=0, help="the index of the first truth")
 parser.add_argument("--members", type=int)
 parser.add_argument("--free", type=int, help="the number of states of a free run, say 6400")
-parser.add_argument("--out", default="runs/forecast_free.zarr", help="the store of the free run")
+parser.add_argument("--out", default="runs/kolmogorov_free.zarr", help="the store of the free run")
 options = parser.parse_args()
 
 if options.free:
