@@ -111,7 +111,8 @@ class Assimilator:
         carry: What a cycle knows of the past: "observations", those of its window; or "members",
             each member's states up to `lag` before the last cycle, and the observations after
             them. The window is the frozen states and the `every + lag` that follow, then. Its
-            guidance is one without pilots (default: `static`), and its noise levels begin at 10.
+            guidance is one without pilots (default: `static`, but for the first cycle, which has
+            no states before it), and its noise levels begin at 10.
         start: The time of the first cycle (default: that of the first observation sent).
         every: The states from one cycle to the next.
         guidance, langevin, sampler, steps, s_max, s_min, memory, block, device, dtype, precision:
@@ -195,7 +196,9 @@ class Assimilator:
             )
         dtype, device = sampling_dtype(dtype, precision), compute_device(device)
         vectors = not prior.layout.dims
-        if guidance is None and (prior.gaussian or carry == "members"):
+        # What follows frozen states has a guidance without pilots; the first cycle has none before.
+        self.following: Any = "static" if guidance is None else guidance
+        if guidance is None and prior.gaussian:
             guidance = "static"
         method, options = guidance_method(guidance, fields=not vectors)
         if method not in METHODS:
@@ -229,9 +232,10 @@ class Assimilator:
         self.tail: torch.Tensor | None = None
         self.continuation: Continuation | None = None
         if carry == "members":
-            if hasattr(METHODS[method], "recording"):
+            name, _ = guidance_method(self.following, fields=not vectors)
+            if hasattr(METHODS[name], "recording"):
                 raise ValueError(
-                    f"guidance {method!r} needs pilots, which no frozen states precede: use "
+                    f"guidance {name!r} needs pilots, which no frozen states precede: use "
                     f"'static' or 'mmps' with carry='members'"
                 )
             self.continuation = continuation(
@@ -262,6 +266,10 @@ class Assimilator:
             "dtype": str(dtype).removeprefix("torch."),
             "precision": precision,
         }
+        if carry == "members":
+            name, follows = guidance_method(self.following, fields=not vectors)
+            self.settings["first_guidance"] = self.settings["guidance"]
+            self.settings["guidance"] = {"name": name, **follows}
         self.attrs = provenance(self.settings | {"observations": "as they came in"}, prior) | {
             "title": "Analysis ensemble of a filter, with fixed lag",
             "lag": lag,
@@ -568,7 +576,7 @@ class Assimilator:
             try:
                 x = self.continuation.sample(
                     tail[part.start : part.stop], self.seed, part, FIRST_PART + step,
-                    likelihood=likelihood, guidance={"name": self.method, **self.options},
+                    likelihood=likelihood, guidance=self.following,
                 )  # fmt: skip
             except Diverged as error:
                 x, failures = error.trajectories, failures | error.failures
