@@ -1,5 +1,6 @@
 """The posterior denoiser of each block of a long trajectory."""
 
+import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from torch import Tensor
 from .covariance import Covariance
 from .denoiser import Denoiser
 from .guidance.base import PosteriorDenoiser
+from .guidance.solver import ObservationSpace
 from .long_blocks import Blocks, Part, Portions
 from .long_plan import DENSE
 from .trajectory import TrajectoryDenoiser
@@ -20,6 +22,10 @@ from .trajectory import TrajectoryDenoiser
 if TYPE_CHECKING:
     from .observation import Observations
     from .prior import Prior
+
+
+# The ways of being observed whose systems are kept: that of inner blocks, and of the ends.
+SHARED = 4
 
 
 class Known(Denoiser):
@@ -116,6 +122,7 @@ class Locals:
         self.room = size_in_bytes(memory) // 4
         self._made: OrderedDict[int, Local] = OrderedDict()
         self._trajectory: dict[int, Denoiser] = {}
+        self._spaces: OrderedDict[bytes, ObservationSpace] = OrderedDict()
 
     def __getitem__(self, k: int) -> Local:
         if k in self._made:
@@ -131,9 +138,8 @@ class Locals:
     def forget(self) -> None:
         """Drops what is kept for a noise level."""
 
-        for local in self._made.values():
-            if isinstance(local.denoiser, PosteriorDenoiser):
-                local.denoiser.space._factors.clear()
+        for space in self._kept_spaces():
+            space._factors.clear()
 
     def trajectory(self, length: int) -> Denoiser:
         """The prior's denoiser of a range."""
@@ -181,24 +187,50 @@ class Locals:
             self.prior.layout, self.time[part.low : part.high], self.dtype, self.device
         ).normalise(climatology.get_buffer("mean"), climatology.get_buffer("scale"))
         guided = guide(self.method, denoiser, likelihood, covariance, **self.options)
+        if guided.space.direct:
+            # Blocks that are observed in the same way share all systems that are solved.
+            key = signature(guided)
+            guided.space = self._spaces.setdefault(key, guided.space)
+            self._spaces.move_to_end(key)
+            while len(self._spaces) > SHARED:
+                self._spaces.popitem(last=False)
 
         return Local(part, guided, numbers, known)
+
+    def _kept_spaces(self) -> list[ObservationSpace]:
+        """The systems of the climatology that are kept, each once."""
+
+        denoisers = [local.denoiser for local in self._made.values()]
+        spaces = [each.space for each in denoisers if isinstance(each, PosteriorDenoiser)]
+        return list({id(space): space for space in [*spaces, *self._spaces.values()]}.values())
 
     def _size(self) -> int:
         """The bytes of the matrices that are kept."""
 
-        total = 0
+        tensors: list[Tensor] = []
+        for space in self._kept_spaces():
+            tensors += [*space._factors.values()]
+            tensors += [] if space._columns is None else [space._columns]
         for local in self._made.values():
-            if isinstance(local.denoiser, PosteriorDenoiser):
-                space = local.denoiser.space
-                tensors = [
-                    *space._factors.values(),
-                    *getattr(local.denoiser, "_table", {}).values(),
-                ]
-                tensors += [] if space._columns is None else [space._columns]
-                for other in getattr(local.denoiser, "_cache", {}).values():
-                    basis = getattr(getattr(other, "covariance", None), "basis", None)
-                    tensors += [] if basis is None else [basis]
-                total += sum(t.numel() * t.element_size() for t in tensors)
+            tensors += getattr(local.denoiser, "_table", {}).values()
+            for other in getattr(local.denoiser, "_cache", {}).values():
+                basis = getattr(getattr(other, "covariance", None), "basis", None)
+                tensors += [] if basis is None else [basis]
 
-        return total
+        return sum(each.numel() * each.element_size() for each in tensors)
+
+
+def signature(guided: PosteriorDenoiser) -> bytes:
+    """What two blocks have in common that are observed in the same way, up to the values seen.
+
+    Two linear operators that agree on noise, to the bit, are one.
+    """
+
+    likelihood = guided.likelihood
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn((2, *likelihood.shape), generator=generator).to(likelihood.y)
+    probes[1] = 0
+    seen = likelihood.H(probes)
+    parts = (torch.tensor(likelihood.shape), seen, likelihood.std)
+
+    return hashlib.sha256(b"".join(p.cpu().numpy().tobytes() for p in parts)).digest()
