@@ -23,6 +23,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from .lock import Lock
 from .long_blocks import Blocks
 from .long_local import Locals
 from .long_members import Members
@@ -91,6 +93,7 @@ def smooth(
         progress: Whether a progress bar is shown.
 
     Raises:
+        Locked: If another process writes the posterior, see `sda.lock`.
         ValueError: If the run does not fit the memory budget, or cannot be made in blocks.
         FileExistsError: If an interrupted run is there and neither `overwrite` nor `resume` given.
         FloatingPointError: If no member could be sampled, or no pilot.
@@ -110,65 +113,70 @@ def smooth(
             f"than memory={memory}: give out=…, a store to write them to"
         )
     target = None if out is None else Path(out)
-    done = finished(target, settings) if target is not None and resume else None
-    if done is not None:
-        return done
-    folder = place(target, settings, overwrite, resume)
-    stored = read_state(folder)
-    if stored is not None:
-        # The blocks that it was begun with.
-        blocks = Blocks(**stored["blocks"])
-        made = dataclasses.replace(made, blocks=blocks)
-    elif (free := room(folder)) < made.disk + made.result:
-        raise ValueError(
-            f"a trajectory of {len(time)} states from {time[0]:g} to {time[-1]:g} with {members} "
-            f"members needs {(made.disk + made.result) / 2**30:.3g} GiB on disk for its states and "
-            f"its result, and {free / 2**30:.3g} GiB are free: check the times, or make room"
-        )
+    # The state and the result are one run's: another process is refused before it reads either.
+    with nullcontext() if target is None else Lock(target):
+        done = finished(target, settings) if target is not None and resume else None
+        if done is not None:
+            return done
+        folder = place(target, settings, overwrite, resume)
+        stored = read_state(folder)
+        if stored is not None:
+            # The blocks that it was begun with.
+            blocks = Blocks(**stored["blocks"])
+            made = dataclasses.replace(made, blocks=blocks)
+        elif (free := room(folder)) < made.disk + made.result:
+            raise ValueError(
+                f"a trajectory of {len(time)} states from {time[0]:g} to {time[-1]:g} with "
+                f"{members} members needs {(made.disk + made.result) / 2**30:.3g} GiB on disk for "
+                f"its states and its result, and {free / 2**30:.3g} GiB are free: check the "
+                f"times, or make room"
+            )
 
-    locals_ = Locals(
-        prior, observations, time, made.blocks, method, options,
-        dtype=dtype, device=device, memory=memory, precision=precision,
-    )  # fmt: skip
-    about = {
-        "settings": json.dumps(settings, sort_keys=True),
-        "blocks": dataclasses.asdict(made.blocks),
-    }
-    tables = folder / "tables"
-    common = (made.arrays, schedule, langevin, tables, about, out is not None)
-    groups: list[Members] = []
-    try:
-        if method != "static":
-            tables.mkdir(parents=True, exist_ok=True)
-            pilots = int(options.get("pilots", 2))
-            groups.append(Members(locals_, folder / "pilots", pilots, pilots, seed, PILOT, *common))
-        groups.append(Members(locals_, folder, members, made.batch, seed, MAIN, *common))
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise full(error, folder, "reserving room", made.disk) from error
-    run = groups[-1]
-    if stored is None and out is not None:
-        write_state(folder, run.cursor)
-    try:
-        with Progress(members, locals_, progress) as bar:
-            show = bar.level(range(members))
-            for level in range(-1, len(run.levels)):
-                for group in groups:
-                    group.run(level)
-                    check(group)
-                show(level + 1, len(run.levels))
-        dataset = result(run, target, time, made, settings, attrs)
-    except OSError as error:
-        raise full(error, folder, "sampling", made.disk + made.result) from error
-    except KeyboardInterrupt as error:
-        error.add_note(f"{max(run.level, 0)} of {len(run.levels)} levels are done")
-        raise
-    finally:
-        for group in groups:
-            group.close()
-        if out is None:
+        locals_ = Locals(
+            prior, observations, time, made.blocks, method, options,
+            dtype=dtype, device=device, memory=memory, precision=precision,
+        )  # fmt: skip
+        about = {
+            "settings": json.dumps(settings, sort_keys=True),
+            "blocks": dataclasses.asdict(made.blocks),
+        }
+        tables = folder / "tables"
+        common = (made.arrays, schedule, langevin, tables, about, out is not None)
+        groups: list[Members] = []
+        try:
+            if method != "static":
+                tables.mkdir(parents=True, exist_ok=True)
+                pilots = int(options.get("pilots", 2))
+                groups.append(
+                    Members(locals_, folder / "pilots", pilots, pilots, seed, PILOT, *common)
+                )
+            groups.append(Members(locals_, folder, members, made.batch, seed, MAIN, *common))
+        except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
+            raise full(error, folder, "reserving room", made.disk) from error
+        run = groups[-1]
+        if stored is None and out is not None:
+            write_state(folder, run.cursor)
+        try:
+            with Progress(members, locals_, progress) as bar:
+                show = bar.level(range(members))
+                for level in range(-1, len(run.levels)):
+                    for group in groups:
+                        group.run(level)
+                        check(group)
+                    show(level + 1, len(run.levels))
+            dataset = result(run, target, time, made, settings, attrs)
+        except OSError as error:
+            raise full(error, folder, "sampling", made.disk + made.result) from error
+        except KeyboardInterrupt as error:
+            error.add_note(f"{max(run.level, 0)} of {len(run.levels)} levels are done")
+            raise
+        finally:
+            for group in groups:
+                group.close()
+            if out is None:
+                shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
     return dataset
 
@@ -255,7 +263,7 @@ def result(
     settings: Mapping[str, Any],
     attrs: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Writes the posterior, in chunks of time."""
+    """Writes the posterior, in chunks of time, under the lock of the run."""
 
     layout, values = run.locals.prior.layout, run.result
     name = str(settings["dtype"])
@@ -274,7 +282,7 @@ def result(
     frames = max(1, min(len(time), CHUNK_BYTES // each))
     writer = PosteriorWriter(
         target, layout, time, run.members, run.members, settings, attrs, name,
-        overwrite=target.exists() or target.is_symlink(), frames=frames,
+        overwrite=target.exists() or target.is_symlink(), frames=frames, lock=False,
     )  # fmt: skip
     with writer:
         writer.put(0, values, run.failures)

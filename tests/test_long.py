@@ -19,6 +19,7 @@ from sda.assimilation import assimilate, trajectory_denoiser
 from sda.climatology import Climatology
 from sda.guidance import guide
 from sda.langevin import Langevin
+from sda.lock import Lock
 from sda.long_blocks import AddressedNoise, Blocks, Portions, halo_of, shifts
 from sda.observation import Difference, Function, Observations, Select, Subsample, observe
 from sda.prior import GaussianPrior, Prior
@@ -267,6 +268,31 @@ def test_interrupted_and_resumed(prior, observations, guidance, tmp_path, monkey
         pieces = stopped(patch, 0, None)
         again = assimilate(prior, observations, out=out, resume=True, **options)
         assert not pieces and np.array_equal(values(again), values(whole))
+
+
+def test_one_writer_at_a_time(prior, observations, tmp_path, monkeypatch):
+    """A second run is refused, and leaves the state of the first as it is."""
+
+    options = {"members": 2, "seed": 5, "frames": 60, "steps": 2, "guidance": "static"}
+    out = tmp_path / "p.zarr"
+    with monkeypatch.context() as patch:
+        stopped(patch, 3, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            assimilate(prior, observations, out=out, **options)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert before
+    with Lock(out):
+        for choice in ({"resume": True}, {"overwrite": True}, {}):
+            with pytest.raises(FileExistsError, match="is being written by process"):
+                assimilate(prior, observations, out=out, **options, **choice)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    # A run that holds the lock writes its result under it, and lets go of it in the end.
+    resumed = assimilate(prior, observations, out=out, resume=True, **options)
+    assert np.array_equal(values(resumed), values(assimilate(prior, observations, **options)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.zarr"]
+    with Lock(out):
+        pass
 
 
 def test_a_full_disk_and_a_posterior_to_replace(prior, observations, tmp_path, monkeypatch):
