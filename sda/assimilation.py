@@ -158,7 +158,12 @@ def assimilate(
         raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
     if cluster is not None or workers is not None:
         if task != "smooth" or frames is not None:
-            raise ValueError(f"a cluster goes with task='smooth' and no frames, got task={task!r}")
+            raise ValueError(
+                f"a cluster goes with task='smooth' and no frames, got task={task!r}, "
+                f"frames={frames}"
+            )
+        if lead is not None or lag or history is not None or carry != "observations":
+            raise ValueError("lead goes with task='forecast'; lag, history, carry with 'filter'")
         return assimilate_on(
             cluster, workers, prior, observations, out, members=members, seed=seed, time=time,
             guidance=guidance, langevin=langevin, smc=smc, sampler=sampler, steps=steps,
@@ -175,14 +180,19 @@ def assimilate(
         return forecast_from_observations(
             prior, observations, lead, members, seed, out, time=time, guidance=guidance,
             langevin=langevin, sampler=sampler, steps=steps, s_max=s_max, s_min=s_min,
-            memory=memory, block=block, device=device, dtype=dtype, precision=precision,
-            overwrite=overwrite, resume=resume, progress=progress,
+            memory=memory, block=block, frames=frames, device=device, dtype=dtype,
+            precision=precision, overwrite=overwrite, resume=resume, progress=progress,
         )  # fmt: skip
     if task == "filter":
         from .filtering import filter_all
 
         if smc is not None:
             raise ValueError("particle steps go with task='smooth': leave out smc for a filter")
+        if frames is not None:
+            raise ValueError(
+                f"blocks of time are not for a filter, whose windows are short: leave out "
+                f"frames={frames}, or give history"
+            )
         return filter_all(
             prior, observations, members, seed, out, time=time, progress=progress, lag=lag,
             history=history, carry=carry, guidance=guidance, langevin=langevin, sampler=sampler,

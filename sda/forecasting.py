@@ -466,8 +466,7 @@ def forecast_from_observations(
     analysis = assimilate(
         prior, observations, members, seed, beside, time=longer, memory=memory, block=block,
         device=device, dtype=dtype, precision=precision,
-        overwrite=overwrite and beside is not None and beside.exists(),
-        resume=resume, progress=progress, **options,
+        overwrite=overwrite, resume=resume, progress=progress, **options,
     )  # fmt: skip
     kept = {"observations": observations.hash(), "analysis": json_settings(analysis)}
     if joint > lead:

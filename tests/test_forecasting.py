@@ -10,6 +10,8 @@ import xarray as xr
 import dynamics
 import sda
 import sda.conditional
+import sda.long_members
+import sda.long_plan
 import sda.store
 from sda.climatology import Climatology
 from sda.conditional import ConditionalDenoiser, Continuation
@@ -160,6 +162,39 @@ def test_forecast_from_observations_is_the_kalman_prediction(system, prior):
             std = np.sqrt(np.diag(c))
             assert np.abs((x[:, i].mean(0) - m) / std).max() < 0.01 + 4.5 / math.sqrt(members)
             assert np.abs(x[:, i].std(0) / std - 1).max() < 0.01 + 4.5 / math.sqrt(2 * members)
+
+
+def test_an_analysis_in_blocks_of_time_is_overwritten(system, prior, tmp_path, monkeypatch):
+    """Its state on disk, which an interruption has left, is begun again if so wished."""
+
+    truth = system.simulate(members=1, length=40, spinup=8, seed=9).isel(member=0)
+    observations = observe(truth, Select(variables=["position"], every=2), std=0.1, seed=1)
+    options = {
+        "task": "forecast", "lead": 3, "members": 2, "frames": 20, "steps": 2,
+        "guidance": "static", "langevin": None, "out": tmp_path / "forecast.zarr",
+    }  # fmt: skip
+    # Shorter than the system's correlations, whose halo would be wider than the trajectory.
+    monkeypatch.setattr(sda.long_plan, "halo_of", lambda prior: 16)
+    seen = []
+    run = sda.long_members.Members.run
+
+    def interrupted(self, level):
+        seen.append(level)
+        if level == 1:
+            raise KeyboardInterrupt
+        run(self, level)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sda.long_members.Members, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sda.assimilate(prior, observations, **options)
+    assert seen == [-1, 0, 1]
+    with pytest.raises(FileExistsError, match="overwrite=true"):
+        sda.assimilate(prior, observations, seed=1, **options)
+    again = sda.assimilate(prior, observations, seed=1, overwrite=True, **options)
+    assert again.attrs["status"] == "complete"
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["forecast-analysis.zarr", "forecast.zarr"]
 
 
 def test_members_depend_on_nothing_but_seed_and_index(prior, initial):
