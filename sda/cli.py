@@ -188,10 +188,11 @@ def forecast(config: Config) -> int:
             f"give prior=… or system=…, what is to forecast, got {' and '.join(chosen) or 'none'}"
         )
     initial = open_dataset(config["initial"])
+    out, source = Path(config["out"]), Path(config["initial"])
+    if out.exists() and out.samefile(source):
+        raise FileExistsError(f"{str(out)!r} is read by the same command: give another path")
     if config["time"] is not None:
-        initial = initial.sel(time=slice(None, float(config["time"]) + 1e-6))
-        if not initial.sizes["time"]:
-            raise ValueError(f"time={config['time']} is before all states of {config['initial']}")
+        initial = up_to(initial, float(config["time"]), config["initial"])
     names = (
         "members", "seed", "out", "memory", "block", "dtype", "device", "overwrite", "resume",
         "progress",
@@ -474,6 +475,28 @@ def trajectory(path: str, member: int) -> "xr.Dataset":
             f"{dataset.sizes['member'] - 1}"
         )
     return dataset.isel(member=member)
+
+
+def up_to(dataset: "xr.Dataset", time: float, path: str) -> "xr.Dataset":
+    """The states of a dataset up to a time, which is that of one of them.
+
+    Raises:
+        ValueError: If there is no state at that time.
+    """
+
+    import numpy as np
+
+    if "time" not in dataset.dims:
+        raise ValueError(f"{path} has no dimension 'time': leave out time={time:g}")
+    times = np.asarray(dataset["time"].values, dtype=np.float64)
+    last = int(np.abs(times - time).argmin())
+    step = np.diff(times).min() if len(times) > 1 else 1.0
+    if abs(times[last] - time) > 1e-3 * step:
+        raise ValueError(
+            f"time={time:g} is not that of a state of {path}, which covers the times "
+            f"{times[0]:g} to {times[-1]:g} in steps of {step:g}"
+        )
+    return dataset.isel(time=slice(0, last + 1))
 
 
 def load_observations(path: str | Path) -> "Observations":

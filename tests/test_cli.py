@@ -58,6 +58,44 @@ def test_end_to_end(twin):
     assert (twin / "posterior.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_forecast_departs_from_the_time_that_was_asked_for(twin, tmp_path, capsys):
+    posterior, out = twin / "posterior.zarr", tmp_path / "forecast.zarr"
+    words = ["forecast", "system=lorenz63", "lead=3", "progress=false", f"initial={posterior}"]
+    times = open_dataset(posterior)["time"].values
+    assert run(*words, f"time={times[5]}", f"out={out}") == 0
+    assert open_dataset(out)["time"].values == pytest.approx(times[6:9])
+    capsys.readouterr()
+    for time in (times[5] + 0.01, times[-1] + 1, times[0] - 1):
+        assert run(*words, f"time={time}", f"out={tmp_path / 'no.zarr'}") == 2
+        assert "is not that of a state" in capsys.readouterr().err
+    state = open_dataset(posterior).isel(time=-1, drop=True).load().drop_encoding()
+    state.to_zarr(tmp_path / "state.zarr", consolidated=False)
+    words = [*words[:-1], f"initial={tmp_path / 'state.zarr'}", f"out={tmp_path / 'no.zarr'}"]
+    assert run(*words, "time=1") == 2
+    assert "no dimension 'time'" in capsys.readouterr().err
+
+
+def test_forecast_leaves_its_initial_states(twin, capsys):
+    posterior = twin / "posterior.zarr"
+    words = [f"initial={posterior}", f"out={posterior}", "overwrite=true"]
+    assert run("forecast", "system=lorenz63", "lead=3", *words) == 2
+    assert "is read by the same command" in capsys.readouterr().err
+    assert open_dataset(posterior).sizes["time"] == 17
+
+
+def test_tasks_refuse_what_they_do_not_use(twin, tmp_path, capsys):
+    words = [f"prior={twin / 'prior'}", f"observations={twin / 'observations.zarr'}"]
+    words += ["members=2", f"out={tmp_path / 'p.zarr'}", "progress=false"]
+    for more, text in (
+        (["task=filter", "frames=5"], "leave out frames=5"),
+        (["workers=2", "frames=5"], "frames=5"),
+        (["workers=2", "lead=5"], "lead goes with task='forecast'"),
+    ):
+        assert run("assimilate", *words, *more) == 2
+        assert text in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_verify_options(twin, tmp_path, capsys):
     import sda
 
