@@ -120,7 +120,8 @@ def assimilate(
             Decides the members per block, and whether the trajectory is sampled in blocks of time
             with its state on disk, beside `out`, see `sda.long`.
         block: The members per block, in place of `memory`.
-        frames: The states per block of time, in place of `memory`.
+        frames: The states per block of time, in place of `memory`; for "smooth", and for the
+            analysis of "forecast".
         device: The device to sample on.
         dtype: The precision to sample and store in, float32 or float64.
         precision: The precision that the network alone is evaluated in, float32 or bfloat16; all
@@ -143,7 +144,8 @@ def assimilate(
     Raises:
         ValueError: If an argument is out of range, the observations do not fit the prior or the
             time coordinate, or the store to resume was made with other settings.
-        FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given.
+        FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given, or another
+            process writes it.
         FloatingPointError: If no member at all could be sampled, or no pilot of the guidance; a
             posterior that was to be replaced is still there then.
         OSError: If the disk is full; finished blocks stay readable.
