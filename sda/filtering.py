@@ -110,7 +110,8 @@ class Assimilator:
             climatology of a Gaussian prior, and half of one more than the lag).
         carry: What a cycle knows of the past: "observations", those of its window; or "members",
             each member's states up to `lag` before the last cycle, and the observations after
-            them. The window is the frozen states and the `every + lag` that follow, then. Its
+            them: it needs a lag, and is biased where observations say something of states before
+            it. The window is the frozen states and the `every + lag` that follow, then. Its
             guidance is one without pilots (default: `static`, but for the first cycle, which has
             no states before it), and its noise levels begin at 10.
         start: The time of the first cycle (default: that of the first observation sent).
@@ -188,6 +189,12 @@ class Assimilator:
         if out is None and (overwrite or resume):
             raise ValueError("overwrite and resume need an output store, got out=None")
         self.carry = carry
+        if carry == "members" and not lag:
+            raise ValueError(
+                "carry='members' with lag=0 is biased, as no observation reaches the frozen "
+                "states: give a lag that observations say something of (lag=8, say), or "
+                "carry='observations'"
+            )
         self.history = window_length(prior, lag, history)
         if carry == "members" and self.history <= lag + every:
             raise ValueError(

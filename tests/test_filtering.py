@@ -343,6 +343,8 @@ def test_carried_members_do_not_depend_on_blocks_nor_on_a_restart(prior, observa
         late.add(batches[8])
     with pytest.raises(ValueError, match="need a window of more than lag . every = 6 states"):
         Assimilator(**run | {"history": 6})
+    with pytest.raises(ValueError, match="'members' with lag=0 is biased, .* give a lag that"):
+        Assimilator(**run | {"lag": 0})
     with pytest.raises(ValueError, match="needs pilots, which no frozen states precede"):
         Assimilator(**run | {"guidance": "hybrid"})
 
