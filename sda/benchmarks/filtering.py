@@ -74,8 +74,8 @@ ENGINE: dict[str, dict[str, Any]] = {
     "static + Langevin": {"guidance": "static"},
     "flow_dependent + Langevin": {"guidance": "flow_dependent"},
     "hybrid + Langevin": {"guidance": {"name": "hybrid", "pilots": 2}},
-    "members carried": {"carry": "members"},
-    "members carried, mmps": {"carry": "members", "guidance": "mmps"},
+    "members carried": {"carry": "members", "lag": 8},
+    "members carried, mmps": {"carry": "members", "lag": 8, "guidance": "mmps"},
 }
 
 
