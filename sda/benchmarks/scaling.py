@@ -217,7 +217,7 @@ def plot(results: Mapping[str, Mapping[int, Measured]]) -> "Figure":
 
     from ..plotting.style import ENSEMBLE, OBSERVED, new_figure, styled
 
-    labels = {"observations": "observations per observed state", "grid": "cells along a side"}
+    labels = {"observations": "observed values a state", "grid": "cells along a side"}
 
     @styled
     def draw() -> "Figure":
@@ -230,7 +230,7 @@ def plot(results: Mapping[str, Mapping[int, Measured]]) -> "Figure":
             column[0].loglog(numbers, seconds, "o-", color=ENSEMBLE, markersize=3)
             column[1].loglog(numbers, memory, "o-", color=OBSERVED, markersize=3)
             power = exponent({n: found[n].seconds for n in numbers})
-            column[0].set_title(f"{axis}: time grows as power {power:.1f} at the end")
+            column[0].set_title(f"time ∝ n^{power:.1f} at the end")
             column[1].set_xlabel(labels.get(axis, axis))
             column[1].set_xticks(numbers, [f"{n}" for n in numbers])
             column[1].minorticks_off()
