@@ -355,6 +355,8 @@ class Assimilator:
         if self.start is None:
             self.start = observations.span[0]
         pieces = split(observations, self.layout, self.start)
+        if not pieces:
+            raise ValueError("the observations hold no value: all of them are NaN or masked")
         ahead = max(self.cycle_of(piece) for piece in pieces) - self.cycle
         if ahead > LONGEST_GAP:
             raise ValueError(

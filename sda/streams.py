@@ -134,6 +134,11 @@ class Iterated(Stream):
             yield [Batch(observations)]
 
 
+def reason(error: Exception) -> str:
+    """What an error says, in words: of a `KeyError` it is only the key."""
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+
+
 class Folder(Stream):
     """A folder into which files of observations are put, in any form that `Observations` loads.
 
@@ -159,6 +164,8 @@ class Folder(Stream):
         self.used: set[str] = set()
         # Name, size and time of change of what was looked at, used or not.
         self.seen: set[tuple[str, int, int]] = set()
+        # Of what could not be read: how it was then, and whether that was reported.
+        self.unread: dict[str, tuple[Any, bool]] = {}
 
     def ended(self) -> bool:
         return (self.path / self.sentinel).exists()
@@ -171,6 +178,7 @@ class Folder(Stream):
         for path in sorted(self.path.iterdir()):
             if path.suffix not in (*GRIDDED, *TABLES) or path.name.startswith("."):
                 continue
+            state = None
             try:
                 state = stamp(path)
                 if state in self.seen:
@@ -179,9 +187,14 @@ class Folder(Stream):
                 observations = None if code in self.used else Observations.load(path)
                 if stamp(path) != state:
                     continue  # it is being written
-            except (OSError, ValueError) as error:
-                if ended:
-                    self.report(f"{path} is left out: {error}")
+            except (OSError, ValueError, KeyError) as error:
+                # Perhaps only half of it is written; what stays so is said once.
+                before, told = self.unread.get(path.name, (None, False))
+                stays = ended or before == state
+                if stays and not (told and before == state):
+                    so_far = "" if ended else " so far"
+                    self.report(f"{path} is left out{so_far}: {reason(error)}")
+                self.unread[path.name] = (state, stays)
                 continue
             self.seen.add(state)
             if observations is not None:
@@ -203,7 +216,7 @@ class Appended(Stream):
         self.path = Path(path)
         self.sentinel = self.path.with_name(f"{self.path.name}.end")
         self.before: Any = None
-        self.complaint = ""
+        self.complaint = self.told = ""
 
     def ended(self) -> bool:
         return self.sentinel.exists()
@@ -225,10 +238,11 @@ class Appended(Stream):
             return self.batches(content) if still else []
         except (OSError, ValueError, KeyError) as error:
             # Perhaps only half of it is written; what stays so is said once.
-            if ended or str(error) == self.complaint:
-                if str(error) != self.complaint or ended:
-                    self.report(f"{self.path}: {error}")
-            self.complaint = str(error)
+            text = reason(error)
+            if text != self.told and (ended or text == self.complaint):
+                self.report(f"{self.path}: {text}")
+                self.told = text
+            self.complaint = text
             return []
 
 

@@ -105,7 +105,8 @@ def test_a_folder(observations, whole, tmp_path):
     analyses = list(run.run(stream))
     assert [a.attrs["cycle"] for a in analyses] == list(range(12))
     assert all(close(whole.isel(time=[k]), a) for k, a in enumerate(analyses))
-    assert len(lines) == 1 and "bad.csv is left out" in lines[0]
+    said = dict.fromkeys(Path(line.split(" is left out")[0]).name for line in lines)
+    assert list(said) == ["c.csv", "bad.csv"] and "c.csv is left out so far" in lines[0]
     assert clock.now == 3.0
 
 
@@ -269,3 +270,23 @@ def test_the_command_keeps_running_and_goes_on(observations, tmp_path):
     assert close(exact.send(time=t[8]), open_dataset(out).isel(time=[-1]))
     again = subprocess.run(command, **pipes, timeout=120)
     assert again.returncode == 2 and "give overwrite=true to replace it" in again.stderr
+
+
+def test_what_stays_unreadable_is_said_once_while_the_stream_goes_on(tmp_path):
+    folder, table = tmp_path / "in", tmp_path / "table.csv"
+    folder.mkdir()
+    text = "time,variable,observation,std\n0.0,x,nan,0.1\n"
+    (folder / "nan.csv").write_text(text)
+    table.write_text(text.replace("time,", "when,"))
+    files = Folder(folder, report=(first := []).append)
+    # A table is not looked into before it stands still.
+    for source, said, looks in (
+        (files, first, 1),
+        (Table(table, report=(second := []).append), second, 2),
+    ):
+        for look in range(5):
+            assert source.look(False) == []
+            assert len(said) == (look >= looks), said
+    assert "all 1 observations are NaN" in first[0] and "time" in second[0]
+    (folder / "nan.csv").write_text("not a table")
+    assert files.look(False) == [] and len(first) == 1
