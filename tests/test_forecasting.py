@@ -411,7 +411,7 @@ def test_command_line(prior, initial, tmp_path, capsys):
         found = sda.store.open_dataset(out)[name]
         np.testing.assert_allclose(expected[name], found, rtol=1e-4, atol=1e-5)
     model = ["forecast", "system=damped_spring", *source, "members=5"]
-    assert main([*model, "lead=6", "time=0.95", f"out={tmp_path / 'model.zarr'}"]) == 0
+    assert main([*model, "lead=6", "time=0.9", f"out={tmp_path / 'model.zarr'}"]) == 0
     result = sda.store.open_dataset(tmp_path / "model.zarr")
     assert result.sizes["member"] == 5
     assert result["time"].values[0] == pytest.approx(1.0)
@@ -420,7 +420,7 @@ def test_command_line(prior, initial, tmp_path, capsys):
     for arguments, message in (
         ([*learned, *source, "lead=0", new], "lead must be an integer of at least 1"),
         ([*source, "lead=3", new], "give prior=… or system=…"),
-        ([*learned, *source, "lead=3", "time=-1", new], "before all states"),
+        ([*learned, *source, "lead=3", "time=-1", new], "not that of a state"),
         ([*learned, *source, "lead=3", "memory=1B", new], "more than memory=1B"),
         ([*learned, *source, "lead=3", f"out={out}"], "resume=true"),
     ):
