@@ -12,6 +12,9 @@ import numpy as np
 import xarray as xr
 
 RESERVED = ("member", "time", "channel")
+MASK = "mask"
+LATITUDE = ("degrees_north", "degree_north", "degrees_N", "degree_N", "degreesN", "degreeN")
+LONGITUDE = ("degrees_east", "degree_east", "degrees_E", "degree_E", "degreesE", "degreeE")
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,13 @@ class Layout:
         units: The units of each variable and coordinate ("1" where not named).
         long_names: CF `long_name` of each variable and coordinate.
         time_units: The units of the time coordinate.
+        mask: Where there are states, with the shape `(*space)`: false on land. There, tensors hold
+            zeros and datasets NaN. In a dataset it is the coordinate `mask`.
 
     Raises:
-        ValueError: If a name is used twice or is reserved, if `dt` is not positive, or if a
-            coordinate is not one-dimensional, finite, uniform where periodic, and increasing.
+        ValueError: If a name is used twice or is reserved, if `dt` is not positive, if a
+            coordinate is not one-dimensional, finite, uniform where periodic, and increasing, or
+            if the mask has another shape or is false everywhere.
     """
 
     variables: tuple[str, ...]
@@ -39,6 +45,7 @@ class Layout:
     units: Mapping[str, str] = field(default_factory=dict)
     long_names: Mapping[str, str] = field(default_factory=dict)
     time_units: str = "1"
+    mask: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         coords = {dim: np.asarray(values, dtype=np.float64) for dim, values in self.coords.items()}
@@ -71,6 +78,15 @@ class Layout:
                 )
         if unknown := set(self.period) - set(coords):
             raise ValueError(f"period names {sorted(unknown)}, which are not among {list(coords)}")
+        if self.mask is not None:
+            mask = np.asarray(self.mask, dtype=bool)
+            if mask.shape != self.shape[1:] or not mask.any() or MASK in names:
+                raise ValueError(
+                    f"a mask must have the shape {self.shape[1:]} of the grid, be true somewhere, "
+                    f"and {MASK!r} be no variable, got shape {mask.shape}, {int(mask.sum())} true "
+                    f"cells and the names {names}"
+                )
+            object.__setattr__(self, "mask", None if mask.all() else mask)
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -86,6 +102,40 @@ class Layout:
     def periodic(self) -> tuple[bool, ...]:
         """Whether each spatial dimension is periodic."""
         return tuple(dim in self.period for dim in self.coords)
+
+    @property
+    def spherical(self) -> bool:
+        """Whether the last two dimensions are latitude and longitude, by their units."""
+
+        units = [self.units.get(dim, "1") for dim in self.dims[-2:]]
+
+        return len(units) == 2 and units[0] in LATITUDE and units[1] in LONGITUDE
+
+    @property
+    def area(self) -> np.ndarray:
+        r"""The weights of the cells in spatial means, with shape `(*space)` and mean one over them.
+
+        On the sphere a row of cells between two latitudes weighs as its area,
+
+        .. math:: w_j \propto \sin \varphi_{j+1/2} - \sin \varphi_{j-1/2},
+
+        with edges midway between the rows, and at the poles where the grid goes on to there. All
+        cells of a plane are equal. Cells outside the mask weigh nothing.
+        """
+
+        weights = np.ones(self.shape[1:])
+        if self.spherical:
+            weights = weights * zonal_weights(self.coords[self.dims[-2]])[:, None]
+        if self.mask is not None:
+            weights = np.where(self.mask, weights, 0.0)
+
+        return weights * (np.count_nonzero(weights) / weights.sum())
+
+    def hide(self, values: np.ndarray) -> np.ndarray:
+        """Sets what lies outside the mask to NaN, in arrays `(…, *space)` of floats."""
+        return (
+            values if self.mask is None else np.where(self.mask, values, values.dtype.type("nan"))
+        )
 
     def times(self, length: int, start: float = 0.0) -> np.ndarray:
         """The time coordinate of `length` states from `start` on."""
@@ -123,13 +173,18 @@ class Layout:
 
         return xr.Dataset(
             {
-                name: (("member", "time", *self.dims), data[:, :, i], self.attributes(name))
+                name: (
+                    ("member", "time", *self.dims),
+                    self.hide(data[:, :, i]),
+                    self.attributes(name),
+                )
                 for i, name in enumerate(self.variables)
             },
             coords={
                 "member": ("member", member, {"standard_name": "realization"}),
                 "time": ("time", time, {"units": self.time_units, "axis": "T"}),
                 **{dim: (dim, v, self.attributes(dim)) for dim, v in self.coords.items()},
+                **self.masks(),
             },
             # A store lists its variables in no particular order: channels keep theirs by name.
             attrs={
@@ -146,7 +201,7 @@ class Layout:
         loaded into memory: select first what is needed.
 
         Returns:
-            An array with shape `(member, time, channel, *space)`.
+            An array with shape `(member, time, channel, *space)`, zero outside the mask.
 
         Raises:
             ValueError: If a variable or dimension is missing, or the grid is another one.
@@ -160,8 +215,9 @@ class Layout:
                 if dim not in array.dims:
                     array = array.expand_dims(dim)
             arrays.append(array.transpose("member", "time", *self.dims).values)
+        states = np.stack(arrays, axis=2)
 
-        return np.stack(arrays, axis=2)
+        return states if self.mask is None else np.where(self.mask, states, states.dtype.type(0))
 
     def check(self, dataset: xr.Dataset) -> None:
         """Raises a `ValueError` unless the dataset has this layout's variables and grid."""
@@ -189,6 +245,19 @@ class Layout:
                     f"that was trained on this grid"
                 )
 
+    def masks(self) -> dict[str, Any]:
+        """The mask as a coordinate of a dataset; empty where there is none."""
+
+        if self.mask is None:
+            return {}
+        text = {"units": "1", "long_name": "1 where there are states, 0 on land"}
+
+        return {MASK: (self.dims, self.mask.astype(np.int8), text)}
+
+    def auxiliary(self) -> dict[str, str]:
+        """The attribute by which a stored variable refers to the mask, as CF has it."""
+        return {} if self.mask is None else {"coordinates": MASK}
+
     def attributes(self, name: str) -> dict[str, str]:
         """The CF attributes of a variable or coordinate."""
 
@@ -209,6 +278,7 @@ class Layout:
             "units": dict(self.units),
             "long_names": dict(self.long_names),
             "time_units": self.time_units,
+            **({} if self.mask is None else {"mask": self.mask.astype(int).tolist()}),
         }
 
     @classmethod
@@ -223,6 +293,7 @@ class Layout:
             units=dict(content["units"]),
             long_names=dict(content["long_names"]),
             time_units=content["time_units"],
+            mask=np.asarray(content["mask"], dtype=bool) if "mask" in content else None,
         )
 
     @classmethod
@@ -230,8 +301,9 @@ class Layout:
         """Reads the layout off a dataset, as `to_dataset` writes it.
 
         The spatial dimensions are those of the variables other than `member` and `time`; a
-        dimension is periodic if its coordinate has an attribute `period`. The variables are in the
-        order of the global attribute `variables`, or of the dataset where there is none.
+        dimension is periodic if its coordinate has an attribute `period`. The mask is the
+        coordinate `mask`, if there is one. The variables are in the order of the global attribute
+        `variables`, or of the dataset where there is none.
 
         Raises:
             ValueError: If `time` is missing or not uniform, or the variables' dimensions differ.
@@ -275,7 +347,28 @@ class Layout:
             units={n: str(dataset[n].attrs.get("units", "1")) for n in (*names, *dims)},
             long_names={n: str(dataset[n].attrs.get("long_name", n)) for n in (*names, *dims)},
             time_units=str(dataset["time"].attrs.get("units", "1")),
+            mask=dataset[MASK].transpose(*dims).values.astype(bool)
+            if MASK in dataset.coords and set(dataset[MASK].dims) == set(dims)
+            else None,
         )
+
+
+def zonal_weights(latitude: np.ndarray) -> np.ndarray:
+    """The areas of rows of cells at latitudes in degrees, see `Layout.area`."""
+
+    if len(latitude) == 1:
+        return np.cos(np.deg2rad(latitude))
+    middle = (latitude[1:] + latitude[:-1]) / 2
+    first = latitude[0] - (latitude[1] - latitude[0]) / 2
+    last = latitude[-1] + (latitude[-1] - latitude[-2]) / 2
+    edges = np.clip(np.concatenate(([first], middle, [last])), -90, 90)
+    # A Gaussian grid ends less than half a row from the poles, and owns what is left.
+    if latitude[0] - 0.75 * (latitude[1] - latitude[0]) <= -90:
+        edges[0] = -90
+    if latitude[-1] + 0.75 * (latitude[-1] - latitude[-2]) >= 90:
+        edges[-1] = 90
+
+    return np.diff(np.sin(np.deg2rad(edges)))
 
 
 def summary(values: np.ndarray) -> str:

@@ -402,7 +402,7 @@ class Block:
         finite = np.asarray(np.isfinite(values).all(axis=2))
         good = count if finite.all() else int(np.argmin(finite.all(axis=0)))
         if good:
-            sink.write(self.members.start, frames.start, states[:, :good])
+            sink.write(self.members.start, frames.start, run.layout.hide(states[:, :good]))
         if good < count:
             step = run.spinup + (frames.start + good) * run.stride
             self._check(finite[:, good], step)

@@ -174,7 +174,10 @@ class Store:
         for name, coord in ((str(name), coord) for name, coord in template.coords.items()):
             values = np.arange(run.members) if name == "member" else coord.values
             root.create_array(
-                name, data=values, dimension_names=[name], attributes=dict(coord.attrs)
+                name,
+                data=values,
+                dimension_names=list(map(str, coord.dims)),
+                attributes=dict(coord.attrs),
             )
         space = layout.shape[1:]
         fitting = max(1, CHUNK_VALUES // (run.time_block * int(np.prod(space))))
@@ -263,9 +266,9 @@ class Store:
                     dimension_names=list(layout.dims),
                     attributes=layout.attributes(name),
                 )
-        if static:
+        if names := [*layout.masks(), *static]:
             for array in self.arrays.values():
-                array.attrs["coordinates"] = " ".join(static)
+                array.attrs["coordinates"] = " ".join(names)
 
     def _match(
         self, stored: dict[str, Any], fixed_blocks: tuple[int | None, int | None], complete: bool

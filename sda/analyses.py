@@ -270,7 +270,7 @@ class AnalysisWriter:
                     chunks=(AHEAD,) if grows else fixed.shape,
                     dtype="float64" if grows else fixed.dtype,
                     compressors=None,
-                    dimension_names=(str(name),),
+                    dimension_names=tuple(map(str, coord.dims)),
                     attributes=dict(coord.attrs),
                 )
                 if not grows:
@@ -290,7 +290,7 @@ class AnalysisWriter:
                     compressors=[Crc32cCodec()],
                     fill_value=float("nan"),
                     dimension_names=("time", "member", *layout.dims),
-                    attributes=layout.attributes(name),
+                    attributes=layout.attributes(name) | layout.auxiliary(),
                 )
             (fresh / STATE / LEDGER).touch()
             self.attrs |= {"start": self.start, "interval": self.interval}
@@ -306,7 +306,7 @@ class AnalysisWriter:
 
         return {
             **dict.fromkeys(("time", *COUNTS, *self.layout.variables), True),
-            **dict.fromkeys(("member", *self.layout.dims), False),
+            **dict.fromkeys(("member", *self.layout.dims, *self.layout.masks()), False),
         }
 
     def _status(self, cycles: int, state: str = "running") -> dict[str, Any]:

@@ -248,13 +248,13 @@ class Staged(Target):
         super().__init__()
         self.folder, self.expected = folder, settings
         self.unfinished = [k]
-        self.variables: tuple[str, ...] = ()
+        self.layout: Layout | None = None
         self.record: Path | None = None
 
     def open(self, layout: Layout, *arguments: Any) -> Any:
         super().open(layout, *arguments)
         check_settings(self.expected, self.settings)
-        self.variables = layout.variables
+        self.layout = layout
         return self
 
     def share(self, guided: Any, compute: Callable[[], None]) -> None:
@@ -271,10 +271,10 @@ class Staged(Target):
     def put(
         self, k: int, trajectories: np.ndarray, failures: Mapping[int, str] | None = None
     ) -> None:
+        assert self.layout is not None  # `open` comes first
+        values, names = self.layout.hide(trajectories), self.layout.variables
         try:
-            self.record = stage(
-                self.folder, self.variables, k, self.blocks[k], trajectories, failures or {}
-            )
+            self.record = stage(self.folder, names, k, self.blocks[k], values, failures or {})
         except FileNotFoundError as error:
             raise Superseded(f"{self.folder} is not there: the run is over") from error
 

@@ -707,7 +707,7 @@ class Assimilator:
         """The analyses that a cycle gives or betters, by the cycle of their time."""
 
         back = range(min(cycle, self.lag // self.every) + 1)
-        return {cycle - j: frames[:, -1 - j * self.every] for j in back}
+        return {cycle - j: self.layout.hide(frames[:, -1 - j * self.every]) for j in back}
 
     def _write(
         self,

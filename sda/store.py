@@ -215,7 +215,7 @@ class PosteriorWriter:
         self.path = Path(path)
         # Where the store is: beside its path, as long as what it will replace is still there.
         self.place = self.path
-        self.variables = layout.variables
+        self.layout, self.variables = layout, layout.variables
         self.members = members
         self.pending: tuple[int, Future[None]] | None = None
         self.made = False
@@ -338,7 +338,8 @@ class PosteriorWriter:
     def write(self, k: int, trajectories: np.ndarray) -> None:
         """Writes one block and records it as finished."""
 
-        self.enter(k, write_shards(self.place, self.variables, k, self.blocks[k], trajectories))
+        values = self.layout.hide(trajectories)
+        self.enter(k, write_shards(self.place, self.variables, k, self.blocks[k], values))
 
     def enter(self, k: int, marks: Mapping[str, Any]) -> None:
         """Records a block, whose shards are in place, as finished."""
@@ -806,7 +807,7 @@ def create(
                 name,
                 shape=values.shape,
                 dtype=values.dtype,
-                dimension_names=(name,),
+                dimension_names=tuple(map(str, coord.dims)),
                 attributes=dict(coord.attrs),
             )
             array[:] = values
@@ -823,7 +824,7 @@ def create(
                 compressors=None,
                 fill_value=float("nan"),
                 dimension_names=("member", "time", *layout.dims),
-                attributes=layout.attributes(name),
+                attributes=layout.attributes(name) | layout.auxiliary(),
             )
         sync_tree(fresh)
         os.rename(fresh, path)

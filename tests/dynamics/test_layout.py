@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,55 @@ def test_noise_is_standard_normal_and_uncorrelated(dtype: torch.dtype) -> None:
         normal(4, range(400), (50,), 1),
     ):
         assert abs((noise * other).mean()) < 5 / math.sqrt(count)
+
+
+def basin() -> Layout:
+    mask = np.ones((4, 6), dtype=bool)
+    mask[0, :3] = mask[2, 4] = False
+
+    return Layout(
+        ("u", "v"),
+        1.0,
+        {"lat": np.linspace(30, 60, 4), "lon": np.arange(6) * 60.0},
+        {"lon": 360.0},
+        {"lat": "degrees_north", "lon": "degrees_east"},
+        mask=mask,
+    )
+
+
+def test_land_is_hidden_in_datasets_and_zero_in_arrays(tmp_path: Path) -> None:
+    layout = basin()
+    x = np.random.default_rng(0).normal(size=(2, 3, *layout.shape)).astype(np.float32)
+    dataset = layout.to_dataset(x)
+    dataset.to_zarr(tmp_path / "basin.zarr", consolidated=False)
+    for each in (dataset, xr.open_zarr(tmp_path / "basin.zarr", consolidated=False)):
+        again = Layout.from_dataset(each)
+        assert np.array_equal(again.mask, layout.mask)
+        assert np.array_equal(np.isnan(each["u"].values[1, 2]), ~layout.mask)
+        assert np.array_equal(again.to_array(each), np.where(layout.mask, x, 0))
+    assert np.array_equal(Layout.from_json(layout.to_json()).mask, layout.mask)
+
+
+def test_area_is_that_of_the_cells_on_the_sphere() -> None:
+    layout = basin()
+    assert layout.spherical
+    edges = np.sin(np.deg2rad(np.array([25.0, 35, 45, 55, 65])))
+    area = np.where(layout.mask, np.diff(edges)[:, None], 0)
+    np.testing.assert_allclose(layout.area / layout.area.sum(), area / area.sum(), rtol=1e-12)
+    assert layout.area[layout.mask].mean() == pytest.approx(1)
+
+    # The rows of a Gaussian grid weigh about as the quadrature does.
+    nodes, weights = np.polynomial.legendre.leggauss(32)
+    lat = np.rad2deg(np.arcsin(nodes))
+    gauss = Layout(("h",), 1.0, {"lat": lat, "lon": np.arange(4) * 90.0}, {"lon": 360.0},
+                   {"lat": "degrees_north", "lon": "degrees_east"})  # fmt: skip
+    np.testing.assert_allclose(gauss.area[:, 0] / 16, weights, rtol=0.02)
+    plane = Layout(("h",), 1.0, {"y": np.arange(3.0), "x": np.arange(4.0)})
+    assert not plane.spherical
+    assert (plane.area == 1).all()
+
+
+def test_a_mask_of_another_grid_is_refused() -> None:
+    for mask in (np.ones((3, 6), dtype=bool), np.zeros((4, 6), dtype=bool)):
+        with pytest.raises(ValueError, match="mask"):
+            replace(basin(), mask=mask)
