@@ -29,6 +29,8 @@ class Layout:
         units: The units of each variable and coordinate ("1" where not named).
         long_names: CF `long_name` of each variable and coordinate.
         time_units: The units of the time coordinate.
+        calendar: The CF calendar of the time coordinate, where its units have a reference date
+            ("hours since 1990-01-01"); empty where times are plain numbers.
         mask: Where there are states, with the shape `(*space)`: false on land. There, tensors hold
             zeros and datasets NaN. In a dataset it is the coordinate `mask`.
 
@@ -46,6 +48,7 @@ class Layout:
     long_names: Mapping[str, str] = field(default_factory=dict)
     time_units: str = "1"
     mask: np.ndarray | None = None
+    calendar: str = ""
 
     def __post_init__(self) -> None:
         coords = {dim: np.asarray(values, dtype=np.float64) for dim, values in self.coords.items()}
@@ -182,7 +185,7 @@ class Layout:
             },
             coords={
                 "member": ("member", member, {"standard_name": "realization"}),
-                "time": ("time", time, {"units": self.time_units, "axis": "T"}),
+                "time": ("time", time, self.attributes("time")),
                 **{dim: (dim, v, self.attributes(dim)) for dim, v in self.coords.items()},
                 **self.masks(),
             },
@@ -261,6 +264,9 @@ class Layout:
     def attributes(self, name: str) -> dict[str, str]:
         """The CF attributes of a variable or coordinate."""
 
+        if name == "time":
+            calendar = {"calendar": self.calendar} if self.calendar else {}
+            return {"units": self.time_units, "axis": "T", **calendar}
         attrs = {"units": self.units.get(name, "1"), "long_name": self.long_names.get(name, name)}
         if name in self.coords and name in self.period:
             attrs["period"] = repr(float(self.period[name]))
@@ -279,6 +285,7 @@ class Layout:
             "long_names": dict(self.long_names),
             "time_units": self.time_units,
             **({} if self.mask is None else {"mask": self.mask.astype(int).tolist()}),
+            **({"calendar": self.calendar} if self.calendar else {}),
         }
 
     @classmethod
@@ -294,6 +301,7 @@ class Layout:
             long_names=dict(content["long_names"]),
             time_units=content["time_units"],
             mask=np.asarray(content["mask"], dtype=bool) if "mask" in content else None,
+            calendar=content.get("calendar", ""),
         )
 
     @classmethod
@@ -350,6 +358,7 @@ class Layout:
             mask=dataset[MASK].transpose(*dims).values.astype(bool)
             if MASK in dataset.coords and set(dataset[MASK].dims) == set(dims)
             else None,
+            calendar=str(dataset["time"].attrs.get("calendar", "")),
         )
 
 
