@@ -10,6 +10,7 @@ from .layout import Layout
 from .linear_gaussian import LinearGaussian
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
+from .quasi_geostrophic import TwoLayerQG
 from .simulate import simulate
 from .spectral import coarsen, energy_spectrum, vorticity
 from .system import System
@@ -22,6 +23,7 @@ __all__ = [
     "Lorenz63",
     "Lorenz96",
     "System",
+    "TwoLayerQG",
     "coarsen",
     "energy_spectrum",
     "simulate",

@@ -34,6 +34,7 @@ SYSTEMS = {
     "lorenz96": "Lorenz96",
     "kuramoto_sivashinsky": "KuramotoSivashinsky",
     "kolmogorov": "KolmogorovFlow",
+    "quasi_geostrophic": "TwoLayerQG",
 }
 
 

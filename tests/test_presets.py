@@ -97,6 +97,7 @@ def test_training():
         ("lorenz96", {"noise": True}),
         ("kuramoto_sivashinsky", {}),
         ("kolmogorov", {"size": 32}),
+        ("quasi_geostrophic", {}),
     ],
 )
 def test_systems(option, own):

@@ -1,6 +1,7 @@
 """What every dynamical system must satisfy, in one loop over all of them."""
 
 import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ SYSTEMS: dict[str, System] = {
     "lorenz96-noise": dynamics.Lorenz96(dimension=9, noise=True, substeps=2),
     "kuramoto-sivashinsky": dynamics.KuramotoSivashinsky(substeps=2),
     "kolmogorov": dynamics.KolmogorovFlow(size=16, resolution=32, reynolds=100.0),
+    "quasi-geostrophic": dynamics.TwoLayerQG(
+        size=16, resolution=32, width=600.0, radius=30.0, current=(0.1, 0.0), speed=0.5
+    ),
     "finite-volume": FiniteVolumeKolmogorov(size=16, resolution=32, reynolds=100.0),
 }
 STOCHASTIC = [name for name, system in SYSTEMS.items() if system.stochastic]
@@ -185,8 +189,8 @@ def test_simulated_noise_has_the_moments_of_the_transition(name: str) -> None:
 def flow_of(kind: str, parts: int, dtype: torch.dtype) -> torch.Tensor:
     """The state after one `dt` in `parts` steps, from one and the same state."""
 
-    if kind == "kolmogorov":
-        flow = dynamics.KolmogorovFlow(size=16, resolution=32, reynolds=100.0)
+    if kind in ("kolmogorov", "quasi-geostrophic"):
+        flow = cast(Any, SYSTEMS[kind])
         z = flow.initial_model(range(2), seed=1, dtype=torch.float64)
         for _ in range(3):
             z = flow.advance(z)
@@ -208,7 +212,13 @@ def as_precision(z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("kind", "parts"),
-    [("lorenz63", 4), ("lorenz96", 4), ("kuramoto-sivashinsky", 8), ("kolmogorov", 12)],
+    [
+        ("lorenz63", 4),
+        ("lorenz96", 4),
+        ("kuramoto-sivashinsky", 8),
+        ("kolmogorov", 12),
+        ("quasi-geostrophic", 24),
+    ],
 )
 def test_time_stepping_is_of_fourth_order(kind: str, parts: int) -> None:
     reference = flow_of(kind, 16 * parts, torch.float64)
