@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dynamics.system import System
@@ -63,17 +63,18 @@ def log_likelihood(likelihood: Any, x: Tensor) -> NDArray[np.float64]:
     return np.asarray(-0.5 * (innovations(likelihood, x) ** 2).sum(axis=1) - constant)
 
 
-def increments(x: NDArray) -> NDArray[np.float64]:
+def increments(x: NDArray, area: ArrayLike = 1.0) -> NDArray[np.float64]:
     """The mean square of the increments from each frame to the next, per member and channel.
 
     Arguments:
         x: Trajectories, with shape `(member, time, channel, *space)`.
+        area: The weights of the cells, which broadcast to `(*space)`, see `Layout.area`.
 
     Returns:
         The mean squares, with shape `(member, time - 1, channel)`.
     """
 
-    return channel_mean(np.diff(x, axis=1) ** 2)
+    return channel_mean(np.diff(x, axis=1) ** 2, area)
 
 
 def residuals(system: System, x: NDArray) -> NDArray[np.float64]:
@@ -88,14 +89,15 @@ def residuals(system: System, x: NDArray) -> NDArray[np.float64]:
         x: Trajectories, with shape `(member, time, channel, *space)`.
 
     Returns:
-        The mean squares, with shape `(member, time - 1, channel)`.
+        The mean squares over the areas of the cells, with shape `(member, time - 1, channel)`.
     """
 
     rows = []
     for member in torch.as_tensor(x).to(torch.float32):
         with torch.no_grad():
             stepped = system.step(member[:-1])
-        rows.append(channel_mean((stepped - member[1:]).double().numpy()[None] ** 2))
+        left = (stepped - member[1:]).double().numpy()[None]
+        rows.append(channel_mean(left**2, system.layout.area))
 
     return np.concatenate(rows)
 
@@ -125,6 +127,9 @@ def log_transitions(system: System, x: NDArray) -> NDArray[np.float64]:
     return np.array(rows)
 
 
-def channel_mean(x: NDArray) -> NDArray[np.float64]:
-    """Averages `(member, time, channel, *space)` over space."""
-    return x.mean(axis=tuple(range(3, x.ndim)), dtype=np.float64)
+def channel_mean(x: NDArray, area: ArrayLike = 1.0) -> NDArray[np.float64]:
+    """Averages `(member, time, channel, *space)` over space, by the areas of the cells."""
+
+    w = np.broadcast_to(np.asarray(area, dtype=np.float64), x.shape[3:])
+
+    return np.asarray((w * x).sum(axis=tuple(range(3, x.ndim)), dtype=np.float64) / w.sum())

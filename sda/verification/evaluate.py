@@ -23,6 +23,7 @@ from dynamics.system import System
 
 from . import calibration
 from .alignment import align, companion, span, variable_names
+from .cells import hidden
 from .marginal import value_scores
 from .observed import innovation_scores, misfit_scores
 from .reference import reference_scores
@@ -74,9 +75,10 @@ def verify(
     r"""Scores a posterior ensemble against the truth: trajectories, or the analyses of a filter.
 
     `<score>` has the dimensions `(variable, time)`, `<score>_by_variable` is the mean over time and
-    space, and `overall_<score>` the mean over variables too. Means are weighted, and root mean
-    squares are roots of means. An overall score that has units is there only if all variables have
-    the same ones. `_low` and `_high` bound where 90 % of calibrated ensembles are, see
+    space, and `overall_<score>` the mean over variables too. Means over space are weighted by the
+    areas of cells, without what lies on land, and root mean squares are roots of means. An overall
+    score that has units is there only if all variables have the same ones. `_low` and `_high` bound
+    where 90 % of calibrated ensembles are, see
     `sda.verification.calibration`.
 
     ========================  ==========================================================
@@ -130,7 +132,8 @@ def verify(
             innovations and Desroziers' diagnostics.
         reference: Another ensemble of the same posterior, such as exact draws, for `w1` and `mmd`.
         variables: The variables to score (default: all of the posterior's).
-        weights: The weight of each point in space (default: 1), for instance cos(latitude).
+        weights: The weight of each point in space (default: the area of its cell, see
+            `dynamics.Layout.area`: on the sphere about cos(latitude), on land zero).
         levels: The levels of central intervals.
         burn_in: What is left out of all averages over time, in units of time from the posterior's
             first state on. Scores in time are given from the start.
@@ -221,7 +224,7 @@ class Verification:
         self.first = first_counted(self.posterior["time"].values, self.burn_in)
         self.units = {str(self.posterior[name].attrs.get("units", "1")) for name in names}
         self.clock = self.truth["time"].values
-        self.aligned = align(self.posterior[names], self.truth[names])
+        self.aligned = hidden(align(self.posterior[names], self.truth[names]), self.posterior)
         self.families = ["failed", "values", "trajectories"]
         self.families += ["misfit"] if self.observations is not None else []
         self.families += ["transitions"] if self.system is not None else []

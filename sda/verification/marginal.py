@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dynamics.random import member_generator
 
 from . import calibration
+from .cells import unit_mean
 from .scores import crps
 from .task import Entry, Part, Task, divide
 from .vectors import Vectors
@@ -168,7 +169,7 @@ def known_mean(values: NDArray) -> float:
 
 
 def spatial_weights(task: Task, name: str, weights: xr.DataArray | None) -> NDArray:
-    """The weights of a variable's points, with a shape that broadcasts to `(time, *space)`.
+    """The weights of a variable's points, with mean one and shape `(*space)`, zero on land.
 
     Raises:
         ValueError: If the weights have other dimensions, or are negative or NaN.
@@ -176,12 +177,14 @@ def spatial_weights(task: Task, name: str, weights: xr.DataArray | None) -> NDAr
 
     dims = task.dims(name)
     if weights is None:
-        return np.ones(())
+        return task.area(name)
     sizes = {d: task.posterior.sizes[d] for d in dims}
     if any(sizes.get(d) != n for d, n in weights.sizes.items()):
         raise ValueError(f"weights must have dimensions among {sizes}, got {dict(weights.sizes)}")
     w = weights.expand_dims([d for d in dims if d not in weights.dims]).transpose(*dims).values
     if not (w >= 0).all():
         raise ValueError("weights must be non-negative numbers, got negative ones or NaN")
+    w = np.broadcast_to(w, task.shape(name)).astype(np.float64)
+    mask = task.mask(name)
 
-    return w
+    return unit_mean(w if mask is None else np.where(mask, w, 0.0))

@@ -264,4 +264,7 @@ def layout_of(task: Task, dt: float = 1.0) -> Layout:
         period={
             d: float(posterior[d].attrs["period"]) for d in dims if "period" in posterior[d].attrs
         },
+        units={n: str(posterior[n].attrs.get("units", "1")) for n in (*task.names, *dims)},
+        time_units=str(posterior["time"].attrs.get("units", "1")),
+        mask=task.mask(task.names[0]),
     )

@@ -16,7 +16,8 @@ def reference_scores(
 ) -> dict[str, Entry]:
     """W1 and MMD between the trajectories of two ensembles.
 
-    Only distances between members are kept: squared ones are sums over blocks of values. Where the
+    Only distances between members are kept: squared ones are sums over blocks of values, each by
+    the area of its cell. Where the
     variables have different units, each is scaled by the spread of the reference, and there is no
     W1.
 
@@ -28,13 +29,16 @@ def reference_scores(
     """
 
     n, total = len(members), len(members) + len(draws)
+    roots = [np.sqrt(task.area(name)) for name in task.names]
     squares = torch.zeros((len(task.names), total, total), dtype=torch.float64)
     both = zip(task.parts(members, total), reference.parts(draws, total), strict=True)
     for (frames, ours), (_, theirs) in both:
         late = max(0, task.first - frames.start)
         for a, b in zip(ours, theirs, strict=True):
             pool = np.concatenate([a.x[:, late:], b.x[:, late:].astype(a.x.dtype)])
-            x = rows(np.where(np.isfinite(a.y[late:]), pool, 0))
+            root = roots[a.variable]
+            root = root[(slice(None),) * a.axis + (a.rows,)] if root.ndim else root
+            x = rows(root * np.where(np.isfinite(a.y[late:]), pool, 0))
             d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
             squares[a.variable] += d.square()
     if task.one_unit:

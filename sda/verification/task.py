@@ -15,6 +15,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .cells import cell_mask, cell_weights
+
 # Values per sorting, such that its temporaries stay small beside the block that is loaded.
 FRAME_VALUES = 2**22
 
@@ -97,6 +99,14 @@ class Task:
     def shape(self, name: str) -> tuple[int, ...]:
         """The spatial shape of a variable."""
         return tuple(self.posterior.sizes[d] for d in self.dims(name))
+
+    def area(self, name: str) -> NDArray[np.float64]:
+        """The areas of a variable's cells, with mean one and zero on land, `(*space)`."""
+        return cell_weights(self.posterior, self.dims(name))
+
+    def mask(self, name: str) -> NDArray[np.bool_] | None:
+        """Where a variable has states, `(*space)`: false on land. None: everywhere."""
+        return cell_mask(self.posterior, self.dims(name))
 
     def state_bytes(self) -> int:
         """The bytes of all variables of one member at one time."""

@@ -18,18 +18,20 @@ def trajectory_scores(task: Task, members: NDArray) -> dict[str, Entry]:
     shape = [task.shape(task.names[0])[axis] for axis in axes]
     waves = [Coherence(total, shape, period, axes) for _ in task.names if axes]
     means: dict[str, NDArray] = {}
+    areas = {name: task.area(name) for name in task.names}
 
     for stretch in task.stretches(members, start=task.first, overlap=True):
         for i, name in enumerate(task.names):
             x, y = stretch.x[name], stretch.y[name]
-            squares[stretch.members, i] += [increment_sum(member, y) for member in x]
+            w = areas[name]
+            squares[stretch.members, i] += [increment_sum(member, y, w) for member in x]
             if axes:
                 new, truth = x[:, stretch.lead :], y[stretch.lead :]
                 waves[i].add(stretch.members, new, truth)
                 part = new.sum(axis=0, dtype=np.float64)
                 means[name] = means[name] + part if name in means else part
             if stretch.last:
-                true_squares[i] += increment_sum(y, y)
+                true_squares[i] += increment_sum(y, y, w)
                 if axes:
                     waves[i].add_mean(means.pop(name) / len(members), truth)
 
@@ -67,10 +69,10 @@ def spectral_scores(task: Task, members: NDArray, waves: list[Coherence]) -> dic
     return scores
 
 
-def increment_sum(x: NDArray, truth: NDArray) -> float:
-    """The sum of squared increments of `(time, *space)` where the truth's are known."""
+def increment_sum(x: NDArray, truth: NDArray, area: NDArray) -> float:
+    """The sum of squared increments of `(time, *space)` where the truth's are known, by area."""
 
-    squares = np.diff(x, axis=0) ** 2
+    squares = area * np.diff(x, axis=0) ** 2
 
     return float(np.sum(squares, where=np.isfinite(np.diff(truth, axis=0)), dtype=np.float64))
 
@@ -79,7 +81,8 @@ def periodic_axes(task: Task) -> tuple[list[int], list[float]]:
     """The axes of `(*space)` that are periodic, and their periods."""
 
     dims = task.dims(task.names[0])
-    if any(task.dims(n) != dims for n in task.names):
+    # A coast would be all that a spectrum shows.
+    if any(task.dims(n) != dims or task.mask(n) is not None for n in task.names):
         return [], []
     periods: dict[int, float] = {}
     for axis, dim in enumerate(dims):
@@ -91,9 +94,11 @@ def periodic_axes(task: Task) -> tuple[list[int], list[float]]:
 
 
 def stacked(task: Task, arrays: Mapping[str, NDArray], order: list[int] | None = None) -> NDArray:
-    """Stacks variables `(*batch, *space)` to `(*batch, channel, *space)`."""
+    """Stacks variables `(*batch, *space)` to `(*batch, channel, *space)`, with zeros on land."""
 
     names = task.names if order is None else [task.names[i] for i in order]
     axis = next(iter(arrays.values())).ndim - len(task.dims(names[0]))
+    states = np.stack([arrays[n] for n in names], axis=axis)
+    mask = task.mask(names[0])
 
-    return np.stack([arrays[n] for n in names], axis=axis)
+    return states if mask is None else np.where(mask, states, states.dtype.type(0))

@@ -38,7 +38,7 @@ def transition_scores(
         squares[steps] += consistency.residuals(system, x)[..., back].sum(axis=0)
         if stretch.last:
             of_truth[steps] = consistency.residuals(system, y)[0][..., back]
-            scale[steps] = consistency.increments(y)[0][..., back]
+            scale[steps] = consistency.increments(y, layout.area)[0][..., back]
     squares /= len(chosen)
     late = slice(task.first, None)
     unit = scale[late].mean(axis=0)

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dynamics.random import member_generator
 
-from .scores import paired
+from .scores import as_array, paired
 
 PAIRS = 4096
 
@@ -33,6 +33,7 @@ def variogram_score(
     pairs: ArrayLike | None = None,
     p: float = 0.5,
     fair: bool = True,
+    weights: ArrayLike | None = None,
 ) -> float:
     """The variogram score of a vector, as a mean over pairs of its values.
 
@@ -43,13 +44,14 @@ def variogram_score(
             different values, of which there are n (n - 1) / 2).
         p: The power of the differences.
         fair: Whether to correct for the finite number of members.
+        weights: The weight of each pair in the mean, with shape `(pair)` (default: 1).
 
     Returns:
         The score, in the units of the state to the power 2p. NaN if no pair is known.
 
     Raises:
         ValueError: If the shapes do not fit, if a fair score is asked of one member, if p is not
-            positive, or if the pairs are not indices of the vector.
+            positive, if the pairs are not indices of the vector, or a weight is negative.
     """
 
     x, y = paired(ensemble, truth, least=2 if fair else 1)
@@ -64,7 +66,14 @@ def variogram_score(
             f"pairs must be indices of a vector of {len(y)} values, got "
             f"{chosen.min()} … {chosen.max()}"
         )
-    chosen = chosen[np.isfinite(y[chosen]).all(axis=1)]
+    w = np.ones(len(chosen)) if weights is None else as_array(weights)
+    if w.shape != (len(chosen),) or not (w >= 0).all():
+        raise ValueError(
+            f"weights must be {len(chosen)} non-negative numbers, one for each pair, got shape "
+            f"{w.shape}"
+        )
+    known = np.isfinite(y[chosen]).all(axis=1) & (w > 0)
+    chosen, w = chosen[known], w[known]
     if not len(chosen):
         return np.nan
 
@@ -75,7 +84,7 @@ def variogram_score(
     if fair:
         errors = errors - of_members.var(axis=0, ddof=1) / len(x)
 
-    return float(errors.mean())
+    return float(np.average(errors, weights=w))
 
 
 def power(x: NDArray, p: float) -> NDArray:

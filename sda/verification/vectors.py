@@ -22,7 +22,8 @@ REFERENCES = 16
 class Vectors:
     """Energy score, variogram score and expected coverage of the joint posterior.
 
-    Distances between states are there only if all variables have the same units. Reference points
+    Distances between states are there only if all variables have the same units. A value counts by
+    the area of its cell, and a pair by the geometric mean of its cells'. Reference points
     of the coverage are drawn, for each time, in the smallest box that holds truth and members, and
     distances from them are in units of its sides.
 
@@ -38,6 +39,7 @@ class Vectors:
         self.counts = np.zeros((members + 1, members + 1))
         self.sizes = [int(np.prod(task.shape(n), dtype=np.int64)) for n in task.names]
         self.pairs = self.chosen_pairs()
+        self.pair_weights = self.chosen_weights()
         # The values that pairs need, and where they are among the values that are kept.
         self.points, inverse = np.unique(self.pairs, return_inverse=True)
         self.kept_pairs = inverse.reshape(self.pairs.shape)
@@ -54,6 +56,15 @@ class Vectors:
         ]
 
         return draw_pairs([task.shape(n) for n in task.names], periodic, task.seed)
+
+    def chosen_weights(self) -> NDArray[np.float64]:
+        """The weights of the pairs."""
+
+        if not len(self.pairs):
+            return np.zeros(0)
+        w = np.concatenate([self.task.area(n).ravel() for n in self.task.names])
+
+        return np.sqrt(w[self.pairs].prod(axis=1))
 
     def start(self, frames: slice) -> None:
         """Begins with some frames."""
@@ -77,7 +88,8 @@ class Vectors:
         pool = np.where(seen, pool, 0).astype(np.float64)
         self.known |= seen.any(axis=1)
         if self.task.one_unit:
-            x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pool, 0, 1)))
+            root = np.sqrt(weights.reshape(length, -1))
+            x = torch.from_numpy(np.ascontiguousarray(np.moveaxis(root * pool, 0, 1)))
             d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
             self.squares += d.square()
         low = pool.min(axis=0)
@@ -120,7 +132,9 @@ class Vectors:
         if len(self.points):
             for j, frame in enumerate(at):
                 y, x = self.values[0, j], self.values[1:, j]
-                self.variogram[frame] = variogram_score(x, y, self.kept_pairs)
+                self.variogram[frame] = variogram_score(
+                    x, y, self.kept_pairs, weights=self.pair_weights
+                )
         counted = self.known & (at >= self.task.first)
         for row, ranks in enumerate(np.moveaxis(ranks_of(self.references[counted]), -1, 0)):
             self.counts[row] += np.bincount(ranks.ravel(), minlength=m + 1)
