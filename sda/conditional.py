@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .covariance import Covariance
+from .covariance import Covariance, SpectralCovariance
 from .denoiser import Denoiser, GaussianDenoiser
 from .guidance import METHODS, guide
 from .guidance.solver import Noise
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 # Streams of noise: of the future, and of the noise on the tail.
 FUTURE, TAIL = 20, 21
+# The smallest noise level of a forecast: that of one which the tail decides has none of its own.
+LEAST = 1e-6
 
 
 class ConditionalDenoiser(Denoiser):
@@ -166,7 +168,7 @@ class Continuation:
         covariance = prior.climatology.covariance(known + frames, torch.float64)
         self.complement = condition(covariance, known, dtype).to(device)
         if s_min is None:
-            s_min = min(5e-3, float(spread(self.complement.covariance).min()) / 20)
+            s_min = finest(self.complement.covariance)
         if steps is None:
             levels = 24 if prior.gaussian else 12
             steps = max(1, round(levels * math.log(max(s_max / s_min, 1)) / math.log(2000)))
@@ -234,13 +236,25 @@ class Continuation:
         )  # fmt: skip
 
 
-def spread(covariance: Covariance) -> Tensor:
+def finest(covariance: Covariance) -> float:
+    """A noise level that is well under the spread of every variable, at most 0.005."""
+    return max(min(5e-3, float(spread(covariance).min()) / 20), LEAST)
+
+
+def spread(covariance: Covariance, draws: int = 64) -> Tensor:
     """The standard deviation of each state's variables, with shape `(time, channel)`.
 
-    In fields it is that of the first cell: homogeneous ones have the same everywhere.
+    In homogeneous fields it is that of the first cell, as everywhere. In others it is the root mean
+    square over the cells that vary at all, estimated from so many draws: on land nothing does.
     """
 
     time, channel, *space = covariance.shape
+    if space and not isinstance(covariance, SpectralCovariance):
+        shape = (draws, *covariance.shape)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        square = covariance.sample(noise.to(covariance.eigenvalues)).square().mean(0).flatten(2)
+        varies = (square > 0).sum(2).clamp(min=1)
+        return (square.sum(2) / varies).sqrt()
     size = time * channel
     probe = torch.zeros(size, size, math.prod(space)).to(covariance.eigenvalues)
     probe[torch.arange(size), torch.arange(size), 0] = 1

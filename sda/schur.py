@@ -125,9 +125,10 @@ class SpectralComplement(Complement):
 class LowRankComplement(Complement):
     """That of a covariance `U diag(λ_r − d) Uᵀ + d I`, low rank plus diagonal again.
 
-    With the rows `U_t` of the tail, `B = (diag(λ_r − d)⁻¹ + U_tᵀ U_t / d)⁻¹`:
+    With `W = U diag(λ_r − d)^½` and its rows `W_t = P diag(σ) Qᵀ` of the tail,
 
-        A = U_f B U_tᵀ / d,    Σ_{f|t} = U_f B U_fᵀ + d I.
+        A = W_f Q diag(σ / (σ² + d)) Pᵀ,
+        Σ_{f|t} = W_f (I − Q diag(σ² / (σ² + d)) Qᵀ) W_fᵀ + d I.
 
     Arguments:
         vectors: Orthonormal columns U, with shape `(n, r)`.
@@ -156,12 +157,16 @@ class LowRankComplement(Complement):
         root = vectors.double() * above.sqrt()
         size = known * math.prod(shape[1:])
         tail, future = root[:size], root[size:]
-        eye = torch.eye(len(values), dtype=torch.float64, device=root.device)
-        inner = torch.linalg.inv(eye + tail.mT @ tail / floor)
-        self.register_buffer("columns", (future @ inner).to(dtype), persistent=False)
-        self.register_buffer("rows", (tail / floor).to(dtype), persistent=False)
-        half = torch.linalg.cholesky((inner + inner.mT) / 2)
-        u, s, _ = torch.linalg.svd(future @ half, full_matrices=False)
+        # By the singular values of the tail: its Gram matrix over a small floor has no inverse.
+        left, seen, right = torch.linalg.svd(tail, full_matrices=False)
+        square = seen.square()
+        varies = square > RELATIVE_FLOOR * square.amax().clamp(min=1e-300)
+        turned = future @ right.mT
+        columns = turned * torch.where(varies, seen / (floor + square).clamp(min=1e-300), 0.0)
+        self.register_buffer("columns", columns.to(dtype), persistent=False)
+        self.register_buffer("rows", left.to(dtype), persistent=False)
+        shrunk = (floor / (floor + square).clamp(min=1e-300)).sqrt().where(varies, 1.0)
+        u, s, _ = torch.linalg.svd(future + (turned * (shrunk - 1)) @ right, full_matrices=False)
         self.covariance = LowRankCovariance(u, s.square() + floor, floor, self.future, dtype)
 
     def regress(self, tail: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import dynamics
 from sda.climatology import Climatology
-from sda.conditional import ConditionalDenoiser, Continuation
+from sda.conditional import ConditionalDenoiser, Continuation, spread
 from sda.covariance import DenseCovariance, LowRankCovariance, SpectralCovariance
 from sda.denoiser import Denoiser
 from sda.fidelity import affine_moments
@@ -102,6 +103,55 @@ def test_complement_is_that_of_the_matrix(kind):
         eye = torch.eye(len(shrunk), dtype=torch.float64)
         shrunk = s**2 * torch.linalg.solve(shrunk + s**2 * eye, shrunk)
         torch.testing.assert_close(shrunk / s**2, rest(c) / s**2, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("floor", [0.0, 1e-14])
+def test_a_low_rank_tail_that_decides_the_future(floor):
+    """Whatever the ratio of the largest variance to the floor, in single precision too."""
+
+    generator = torch.Generator().manual_seed(0)
+    vectors, _ = torch.linalg.qr(torch.randn(LENGTH * 20, 6, generator=generator).double())
+    values = torch.logspace(2, -2, 6, dtype=torch.float64)
+    covariance = LowRankCovariance(vectors, values, floor, (LENGTH, 1, 20), torch.float64)
+    noise = torch.randn(4, *covariance.shape, generator=generator).double()
+    # Trajectories in the span of the vectors: so few values of the tail decide them.
+    x = noise.flatten(1)[:, :6] * values.sqrt() @ vectors.mT
+    x = x.reshape(4, *covariance.shape)
+    for dtype, tolerance in ((torch.float64, 1e-4), (torch.float32, 2e-3)):
+        given = condition(covariance, KNOWN, dtype)
+        error = given.regress(x[:, :KNOWN].to(dtype)) - x[:, KNOWN:]
+        assert error.square().mean().sqrt() < tolerance * x.std()
+        assert torch.isfinite(given.covariance.dense()).all()
+        assert given.covariance.eigenvalues.max() < 1e-6
+
+
+def test_the_spread_of_what_is_not_homogeneous():
+    """The root mean square over the cells that vary, whichever is the first."""
+
+    variance = torch.tensor([0.0, 0.0, 1.0, 4.0, 0.25, 1.0], dtype=torch.float64)
+    matrix = torch.block_diag(*[torch.diag(variance * k) for k in (1.0, 9.0)])
+    covariance = DenseCovariance(matrix, (2, 1, 6), torch.float64)
+    expected = torch.tensor([[1.0], [3.0]], dtype=torch.float64) * (6.25 / 4) ** 0.5
+    torch.testing.assert_close(spread(covariance, 4096), expected, rtol=0.03, atol=0)
+
+
+def test_a_tail_that_decides_everything():
+    """A deterministic system: levels end at what is left to know, and there are finitely many."""
+
+    angle = torch.tensor(0.3, dtype=torch.float64)
+    c, s = angle.cos(), angle.sin()
+    turn = torch.stack((torch.stack((c, s)), torch.stack((-s, c))))
+    columns = torch.cat([torch.linalg.matrix_power(turn, k) for k in range(LENGTH)])
+    layout = dynamics.LinearGaussian(0.5 * turn.numpy(), np.eye(2)).layout
+    prior = Prior(Climatology.from_moments(layout, torch.zeros(2), columns @ columns.mT))
+    left = condition(prior.climatology.covariance(LENGTH, torch.float64), KNOWN, torch.float64)
+    assert spread(left.covariance).max() < 1e-3
+    later = Continuation(prior, KNOWN, FUTURE)
+    assert later.options["s_min"] >= 1e-6 and later.options["steps"] < 100
+    start = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    states = (start.double() @ columns.mT).reshape(5, LENGTH, 2).float()
+    x = later.sample(states[:, :KNOWN], 0, range(5))
+    torch.testing.assert_close(x, states[:, KNOWN:], atol=1e-3, rtol=1e-3)
 
 
 def gaussian_prior():
