@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import xarray as xr
 
+    from dynamics.layout import Layout
     from dynamics.system import System
 
     from .observation import Observations, Operator
@@ -456,21 +457,26 @@ def build_operator(config: Mapping[str, Any]) -> "Operator":
     return o.Compose(*parts) if parts else o.Select()
 
 
-def build_observations(config: Mapping[str, Any], truth: "xr.Dataset", seed: int) -> "Observations":
-    """Observations of a truth by a group `observing`.
+def build_observations(
+    config: Mapping[str, Any], truth: "xr.Dataset", seed: int, layout: "Layout | None" = None
+) -> "Observations":
+    """Observations of a truth by a group `observing`: through an operator, or by a generator.
 
     Raises:
-        ValueError: If the operator does not fit the truth.
+        ValueError: If the operator or the generator does not fit the truth.
     """
 
     from dynamics.layout import Layout
 
     from .observation import Observations, observe
+    from .observing import generate
 
+    if "generator" in config:
+        return generate(config, truth, seed, layout)
     operator = build_operator(config)
-    if config["value"] is None:
-        return observe(truth, operator, config["std"], seed)
-    layout, time = Layout.from_dataset(truth), truth["time"].values
+    if config.get("value") is None:
+        return observe(truth, operator, config["std"], seed, layout)
+    layout, time = layout or Layout.from_dataset(truth), truth["time"].values
     return Observations.from_operator(operator, config["value"], config["std"], layout, time)
 
 

@@ -96,6 +96,8 @@ class Experiment:
             raise ValueError("an experiment needs cycles or length, got neither")
         if config.get("cycles") is not None and config["observing"].get("times") is not None:
             raise ValueError("give length instead of cycles where observing.times names the times")
+        if config.get("cycles") is not None and "generator" in config["observing"]:
+            raise ValueError("give length instead of cycles with an observing system's generator")
         if not self.burn_in >= 0:
             raise ValueError(f"burn_in must be a time of at least 0, got {self.burn_in!r}")
         if self.burn_in >= self.time[-1]:
@@ -220,7 +222,8 @@ class Experiment:
         observing = self.config["observing"]
         if observing.get("times") is None:
             before = math.floor(self.burn_in / self.dt)
-            length = max(before, observing["first"]) + cycles * observing["every"] + 1
+            first, every = observing.get("first", 0), observing.get("every", 1)
+            length = max(before, first) + cycles * every + 1
         else:
             after = sorted(time for time in observing["times"] if time > self.burn_in)
             if len(after) <= cycles:
@@ -312,26 +315,26 @@ class Experiment:
     def observe(self, truth: xr.Dataset, seed: int) -> "Observations":
         """Observes a truth."""
 
-        from ..config import build_operator
-        from ..observation import observe
+        from ..config import build_observations
 
         def made(number: int, config: Mapping[str, Any]) -> "Observations":
-            return observe(
-                truth, build_operator(config), config["std"], seed + number, self.system.layout
-            )
+            return build_observations(config, truth, seed + number, self.system.layout)
 
         first, *others = (made(number, each) for number, each in enumerate(self.observed()))
         return functools.reduce(operator.add, others, first)
 
     def observed(self) -> list[dict[str, Any]]:
-        """What is observed: `observing`, and each of `more_observing` that changes some of it."""
+        """What is observed: `observing`, and each of `more_observing` that changes some of it.
+
+        One that names a generator of its own shares nothing with the others.
+        """
 
         common = dict(self.config["observing"])
         thinned = bool(common.get("gaps")) or common.get("share") is not None
         if common.get("times") is None and thinned:
             common["steps"] = self.steps()
         more: Sequence[Mapping[str, Any]] = self.config.get("more_observing") or []
-        return [common, *({**common, **each} for each in more)]
+        return [common, *(({} if "generator" in each else common) | {**each} for each in more)]
 
     def start(self) -> tuple[Tensor, Tensor]:
         """The mean and standard deviation of the first state, with shape `(channel, *space)`.

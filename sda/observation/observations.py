@@ -68,6 +68,26 @@ class ObservationSet:
             )
         self.operator, self.domain, self.y, self.seen = operator, domain, y, seen
         self.std = np.where(seen, std, np.nan)
+        self.labels: dict[str, np.ndarray] = {}
+
+    def label(self, labels: Mapping[str, Any]) -> None:
+        """Adds columns of text to the table, such as who has observed; they play no other part.
+
+        Arguments:
+            labels: The columns, with one entry for each value, seen or not.
+
+        Raises:
+            ValueError: If a column has another length.
+        """
+
+        for name, column in labels.items():
+            column = np.array(column, dtype=object)
+            if column.shape != (self.y.size,):
+                raise ValueError(
+                    f"the label {name!r} needs {self.y.size} entries, one for each value, got "
+                    f"shape {column.shape}"
+                )
+            self.labels[name] = column
 
     def __len__(self) -> int:
         return int(self.seen.sum())

@@ -1,10 +1,10 @@
 """Observations as a table of points: one row per value, as the weather community exchanges them.
 
 The columns are `time`, the spatial coordinates by the names of the state's dimensions, `variable`,
-`observation` and `std`. A row is bound to the state by linear interpolation in space and time.
-Where rows are not values of the state (averages, functions), the operators are saved in the file's
-metadata (Parquet) or first line (CSV), and two more columns name the set and the index of each
-value in it.
+`observation` and `std`; further columns of text are kept beside them. A row is bound to the state
+by linear interpolation in space and time. Where rows are not values of the state (averages,
+functions), the operators are saved in the file's metadata (Parquet) or first line (CSV), and two
+more columns name the set and the index of each value in it.
 """
 
 import json
@@ -30,7 +30,8 @@ def from_table(table: pd.DataFrame | Mapping[str, Any], std: float | None = None
 
     Arguments:
         table: The columns `time`, `variable`, `observation`, `std`, and the spatial coordinates by
-            the names of the state's dimensions. Columns of text other than `variable` are ignored.
+            the names of the state's dimensions. Columns of text other than `variable` are kept as
+            labels and play no part.
             Rows whose observation is NaN were not observed, and are dropped.
         std: The standard deviation of the errors, where the table has no such column.
 
@@ -72,7 +73,21 @@ def from_table(table: pd.DataFrame | Mapping[str, Any], std: float | None = None
     check_distinct({name: rows[name] for name in ("time", "variable", *places)})
     domain = Points({name: rows[name] for name in ("time", "variable", *places)})
 
-    return ObservationSet(Interpolate(domain.columns), domain, rows["observation"], rows["std"])
+    each = ObservationSet(Interpolate(domain.columns), domain, rows["observation"], rows["std"])
+    each.label({name: table[name].to_numpy()[seen] for name in texts(table)})
+
+    return each
+
+
+def texts(table: pd.DataFrame) -> list[str]:
+    """The columns of text other than `variable`."""
+
+    return [
+        str(name)
+        for name in table.columns
+        if name not in ("time", "variable", "observation", "std")
+        and not pd.api.types.is_numeric_dtype(table[name])
+    ]
 
 
 def check_distinct(
@@ -105,7 +120,12 @@ def check_distinct(
 def to_table(observations: Observations) -> pd.DataFrame:
     """The table of all observed values, one row each."""
 
-    frames = [pd.DataFrame(each.rows()) for each in observations.sets]
+    frames = [
+        pd.DataFrame(each.rows()).assign(
+            **{name: column[np.flatnonzero(each.seen)] for name, column in each.labels.items()}
+        )
+        for each in observations.sets
+    ]
     if not plain(observations):
         frames = [
             frame.assign(set=i, index=np.flatnonzero(each.seen))
@@ -185,7 +205,9 @@ def restore(content: Mapping[str, Any], table: pd.DataFrame) -> ObservationSet:
     """
 
     size, index = int(content["size"]), table["index"].to_numpy(dtype=np.int64)
-    names = [n for n in table.columns if n not in ("observation", "std", "set", "index")]
+    labels = [name for name in texts(table) if table[name].notna().any()]
+    dropped = ("observation", "std", "set", "index", *texts(table))
+    names = [name for name in table.columns if name not in dropped]
     columns: dict[str, np.ndarray] = {}
     for name in names:
         text = name == "variable"
@@ -194,7 +216,13 @@ def restore(content: Mapping[str, Any], table: pd.DataFrame) -> ObservationSet:
     y, std = np.full(size, np.nan), np.full(size, np.nan)
     y[index], std[index] = table["observation"], table["std"]
 
-    return ObservationSet(from_config(content["operator"]), Points(columns), y, std)
+    each = ObservationSet(from_config(content["operator"]), Points(columns), y, std)
+    for name in labels:
+        column = np.full(size, "", dtype=object)
+        column[index] = table[name].to_numpy()
+        each.label({name: column})
+
+    return each
 
 
 def exact(column: pd.Series) -> pd.Series:
