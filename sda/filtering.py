@@ -352,9 +352,9 @@ class Assimilator:
         code = observations.hash()
         if code in self.taken:
             return None
-        if self.start is None:
-            self.start = observations.span[0]
-        pieces = split(observations, self.layout, self.start)
+        # What does not fit must not decide when the first cycle is.
+        start = observations.span[0] if self.start is None else self.start
+        pieces = split(observations, self.layout, start)
         if not pieces:
             raise ValueError("the observations hold no value: all of them are NaN or masked")
         ahead = max(self.cycle_of(piece) for piece in pieces) - self.cycle
@@ -374,7 +374,8 @@ class Assimilator:
             pieces = error.accepted
         # What does not fit is better known now than in the cycle that needs it.
         for piece in pieces:
-            fit(piece, self.layout, self.start)
+            fit(piece, self.layout, start)
+        self.start = start
         self.taken.add(code)
         if mark is not None:
             self.marks.append(mark)
@@ -425,24 +426,28 @@ class Assimilator:
             OSError: If the store cannot be written.
         """
 
-        if time is not None and self.start is None:
-            self.start = float(time) if observations is None else observations.span[0]
-        due = None if time is None else self.cycle_at(time)
-        if due is not None and due < self.cycle - (observations is not None):
-            raise ValueError(
-                f"time {time:g} belongs to cycle {due}, which is done: the next one is "
-                f"{self.cycle}, at time {self.time(self.cycle):g}"
-            )
-        if due is not None and due - self.cycle > LONGEST_GAP:
-            raise ValueError(
-                f"time {time:g} is {due - self.cycle} cycles after the last: check its units"
-            )
-        known = False
-        if observations is not None:
-            last = self.add(observations)
-            known = last is None
-            if due is None:
-                due = self.cycle - 1 if last is None else max(last, self.cycle)
+        known, before = False, self.start
+        try:
+            if time is not None and self.start is None:
+                self.start = float(time) if observations is None else observations.span[0]
+            due = None if time is None else self.cycle_at(time)
+            if due is not None and due < self.cycle - (observations is not None):
+                raise ValueError(
+                    f"time {time:g} belongs to cycle {due}, which is done: the next one is "
+                    f"{self.cycle}, at time {self.time(self.cycle):g}"
+                )
+            if due is not None and due - self.cycle > LONGEST_GAP:
+                raise ValueError(
+                    f"time {time:g} is {due - self.cycle} cycles after the last: check its units"
+                )
+            if observations is not None:
+                last = self.add(observations)
+                known = last is None
+                if due is None:
+                    due = self.cycle - 1 if last is None else max(last, self.cycle)
+        except ValueError:
+            self.start = before
+            raise
         due = self.cycle if due is None else due
         for _ in self.advance(due):
             pass
@@ -542,15 +547,16 @@ class Assimilator:
 
         if self.carry == "observations":
             return *self.sample(cycle, self.pieces), None
-        climatology, known = self.prior.climatology, self.history - self.lag - self.every
+        known = self.history - self.lag - self.every
+        times = self.time(cycle) + self.layout.dt * np.arange(1 - self.history, 1)
         if self.tail is None:
             # The first states have none before them: their prior is the trajectory's.
             frames, failures = self.sample(cycle, self.pieces, self.history)
-            x = climatology.normalise(torch.from_numpy(frames)).to(self.device, self.dtype)
+            x = self.prior.anomalies(frames, times, self.dtype, self.device)
         else:
             x, failures = self._continue(cycle, self.tail)
             x = torch.cat((self.tail, x), dim=1)
-            frames = climatology.denormalise(x).cpu().numpy()
+            frames = self.prior.states(x, times).cpu().numpy()
         tail = x[:, : x.shape[1] - self.lag][:, -known:]
         if failures:
             # A member that is lost goes on from the next that is not.
@@ -572,12 +578,11 @@ class Assimilator:
         from .sampling import Diverged
 
         assert self.continuation is not None
-        step, climatology = cycle * self.every, self.prior.climatology
+        step = cycle * self.every
         window = Window(self.pieces, self.layout, self.time(0), step, self.lag + self.every)
         likelihood = None
         if len(window):
-            mean, scale = climatology.get_buffer("mean"), climatology.get_buffer("scale")
-            likelihood = window.likelihood(mean, scale, self.dtype, self.device)
+            likelihood = window.likelihood(self.prior, self.dtype, self.device)
         found: list[torch.Tensor] = []
         failures: dict[int, str] = {}
         for first in range(0, self.members, self.block):
@@ -628,7 +633,7 @@ class Assimilator:
                     )
                 except Diverged as error:
                     x, failures = error.trajectories, failures | error.failures
-                x = self.prior.climatology.denormalise(x[:, -keep:])
+                x = self.prior.states(x[:, -keep:], window.times[-keep:])
                 out[part.start : part.stop] = x.cpu().numpy()
         except FloatingPointError as error:
             failures = dict.fromkeys(range(self.members), first_line(error))
@@ -649,13 +654,11 @@ class Assimilator:
         key = window.signature
         guided: Any = self.guided.get(key) if key is not None else None
         if guided is None:
-            climatology = self.prior.climatology
-            likelihood = window.likelihood(
-                climatology.get_buffer("mean"), climatology.get_buffer("scale"),
-                self.dtype, self.device,
-            )  # fmt: skip
+            likelihood = window.likelihood(self.prior, self.dtype, self.device)
             guided = guide(self.method, self.denoiser, likelihood, self.covariance, **self.options)
-            if key is not None:
+            # A seasonal cycle within an operator that is not linear is that of one window.
+            mapping = self.prior.mapping
+            if key is not None and (mapping is None or likelihood.linear or not mapping.cycle):
                 self.guided[key] = guided
             # A factor for each noise level, and about two more for its metric.
             size = 3 * 8 * len(window) ** 2 * (self.sampling["steps"] + 1)
@@ -663,8 +666,7 @@ class Assimilator:
                 self.guided.popitem(last=False)
         else:
             self.guided.move_to_end(key)
-            y = torch.from_numpy(window.y)
-            guided.likelihood.y = y.to(self.device, self.dtype)
+            guided.likelihood.y = window.seen(self.prior, self.dtype, self.device)
         exact = self.exact and guided.likelihood.linear
 
         return guided, None if exact else self.langevin

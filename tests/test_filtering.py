@@ -557,6 +557,15 @@ def test_bad_observations(prior, observations):
         row = {"time": [0.0], "variable": ["position"], "observation": [1.0], "std": [0.1]}
         return Observations.from_table(row | columns)
 
+    # What is refused does not decide when the first cycle is.
+    assimilator = Assimilator(prior, 2)
+    for options in ({}, {"time": 30.0}):
+        with pytest.raises(ValueError, match="unknown variables"):
+            assimilator.send(table(time=[30.0], variable=["pressure"]), **options)
+    with pytest.raises(ValueError, match="time 0.3 .* cycle -99"):
+        assimilator.send(table(time=[30.0]), time=0.3)
+    assert assimilator.send(table()).time.values.tolist() == [0.0]
+
     assimilator = Assimilator(prior, 2, start=0.0)
     with pytest.raises(ValueError, match="unknown variables"):
         assimilator.send(table(variable=["pressure"]))
