@@ -11,8 +11,11 @@ from .linear_gaussian import LinearGaussian
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
 from .quasi_geostrophic import TwoLayerQG
+from .shallow_water import ShallowWater
+from .shallow_water_forced import ToyWeather
 from .simulate import simulate
 from .spectral import coarsen, energy_spectrum, vorticity
+from .spherical_harmonics import SphericalHarmonics
 from .system import System
 
 __all__ = [
@@ -22,7 +25,10 @@ __all__ = [
     "LinearGaussian",
     "Lorenz63",
     "Lorenz96",
+    "ShallowWater",
+    "SphericalHarmonics",
     "System",
+    "ToyWeather",
     "TwoLayerQG",
     "coarsen",
     "energy_spectrum",

@@ -1,9 +1,13 @@
 """Time stepping, apart from the equations.
 
 An integrator knows nothing of the equation that it advances: it takes a vector field, or the linear
-and the nonlinear part of one, and makes one step of it. All are of fourth order.
+and the nonlinear part of one, and makes one step of it. All are of fourth order,
+but for the semi-implicit one, which is of third.
 
 References:
+    Ascher, Ruuth and Spiteri (1997), Implicit-explicit Runge–Kutta methods for time-dependent
+    partial differential equations, Appl. Numer. Math. 25.
+    https://doi.org/10.1016/S0168-9274(97)00056-1
     Kassam and Trefethen (2005), Fourth-order time-stepping for stiff PDEs, SIAM J. Sci. Comput. 26.
     https://doi.org/10.1137/S1064827502410633
     Hochbruck and Ostermann (2005), Explicit exponential Runge–Kutta methods for semilinear
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 
 VectorField = Callable[[Tensor], Tensor]
+ImplicitSolve = Callable[[Tensor, float], Tensor]
 
 
 def rk4(tendency: VectorField, x: Tensor, dt: float) -> Tensor:
@@ -120,3 +125,43 @@ def etdrk4(nonlinear: VectorField, v: Tensor, coefficients: ETDRK4) -> Tensor:
     n_c = nonlinear(c.exp_half * a + c.half * (2 * n_b - n_v))
 
     return c.exp * v + c.first * n_v + 2 * c.middle * (n_a + n_b) + c.last * n_c
+
+
+def ars343(nonlinear: VectorField, solve: ImplicitSolve, x: Tensor, dt: float) -> Tensor:
+    r"""Makes one semi-implicit step of $\dot x = L x + N(x)$ (Ascher, Ruuth and Spiteri, 1997).
+
+    The linear part is implicit and L-stable, with three stages; the nonlinear part is explicit,
+    with four stages and the stability region of the classical Runge–Kutta method.
+
+    Arguments:
+        nonlinear: The nonlinear part $N$.
+        solve: Solves $(1 - \tau L) x = r$ for $x$, given $r$ and $\tau$.
+        x: The states, with any shape.
+        dt: The length of the step.
+
+    Returns:
+        The states one step later, with an error of $O(dt^4)$.
+    """
+
+    # The middle root of 6γ³ - 18γ² + 9γ - 1, and the free parameter of the explicit part.
+    g, a = 0.4358665215084590, 0.5529291480359398
+    b1, b2 = -1.5 * g**2 + 4 * g - 0.25, 1.5 * g**2 - 5 * g + 1.25
+    a31 = (1 - 4.5 * g + 1.5 * g**2) * a + (2.75 - 10.5 * g + 3.75 * g**2) * a
+    a31 += -3.5 + 13 * g - 4.5 * g**2
+    a32 = (1 + g) / 2 - a31
+
+    def stage(known: Tensor) -> tuple[Tensor, Tensor]:
+        """The state of an implicit stage and its linear tendency times γ dt."""
+        y = solve(known, g * dt)
+        return y, y - known
+
+    n1 = nonlinear(x)
+    y, l2 = stage(x + (g * dt) * n1)
+    n2 = nonlinear(y)
+    y, l3 = stage(x + dt * (a31 * n1 + a32 * n2) + ((1 - g) / (2 * g)) * l2)
+    n3 = nonlinear(y)
+    known = x + dt * ((1 - 2 * a) * n1 + a * (n2 + n3)) + (b1 / g) * l2 + (b2 / g) * l3
+    y, l4 = stage(known)
+    n4 = nonlinear(y)
+
+    return x + dt * (b1 * n2 + b2 * n3 + g * n4) + (b1 / g) * l2 + (b2 / g) * l3 + l4

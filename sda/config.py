@@ -35,6 +35,8 @@ SYSTEMS = {
     "lorenz96": "Lorenz96",
     "kuramoto_sivashinsky": "KuramotoSivashinsky",
     "kolmogorov": "KolmogorovFlow",
+    "shallow_water": "ShallowWater",
+    "toy_weather": "ToyWeather",
     "quasi_geostrophic": "TwoLayerQG",
 }
 
