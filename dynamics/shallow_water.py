@@ -227,7 +227,8 @@ class ShallowWater(System):
         if not finite.all():
             bad = (~finite).nonzero()[:, 0].tolist()
             raise FloatingPointError(
-                f"the flow has diverged in members {bad} of the batch: take more substeps than {self.substeps}"
+                f"the flow has diverged in members {bad} of the batch: take more substeps than "
+                f"{self.substeps}"
             )
 
         return z
