@@ -6,10 +6,10 @@ Every covariance is given by an isometry V and eigenvalues λ,
 
 so that any function of it (the Wiener filter, its square root, its posterior given noise) costs
 one transform, one multiplication and one inverse transform. V is dense for small vectors, a Fourier
-transform followed by one small eigenbasis per wavenumber for periodic homogeneous fields, and low
-rank plus diagonal for everything else. Decompositions are made in float64 and applied in float32
-(or the dtype asked for): the covariance of an incompressible flow is singular, and its inverse in
-float32 is not usable.
+transform followed by one small eigenbasis per wavenumber for periodic homogeneous fields, and one
+of empirical orthogonal functions for everything else (`sda.covariance_eof`). Decompositions are
+made in float64 and applied in float32 (or the dtype asked for): the covariance of an incompressible
+flow is singular, and its inverse in float32 is not usable.
 """
 
 import abc
@@ -28,7 +28,7 @@ class Covariance(nn.Module, abc.ABC):
         shape: The shape `(time, channel, *space)`.
         eigenvalues: λ, with shape `(n',)`, non-negative.
         weights: The squared norms of the rows of V, with shape `(n',)`; they sum to the number of
-            values. They are all one where V is a rotation.
+            values. They are all one where V is a rotation. Those of land are zero.
     """
 
     shape: tuple[int, ...]
@@ -94,7 +94,12 @@ class Covariance(nn.Module, abc.ABC):
         return self.apply(lambda e: e, eye.reshape(size, *self.shape)).reshape(size, size).double()
 
     def _mean(self, values: Tensor) -> Tensor:
-        return (values * self.weights).sum(-1) / math.prod(self.shape)
+        return (values * self.weights).sum(-1) / self.size
+
+    @property
+    def size(self) -> int:
+        """The number of values that the variance is a mean over: all that are not on land."""
+        return math.prod(self.shape)
 
     def _check(self, x: Tensor) -> None:
         if x.shape[1:] != self.shape:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dynamics.layout import Layout
-from sda.climatology import Climatology, extend, resize
+from sda.climatology import Climatology
+from sda.extension import extend, resize
 from sda.symmetry import Symmetry, augment, average
 
 PLANE = Layout(
