@@ -55,7 +55,8 @@ class LETKF(Filter):
         system: The system.
         members: The number N of members, at least 2.
         inflation: The factor of the analysis anomalies.
-        radius: The localisation radius, in cells of the grid; an observation at this distance
+        radius: The localisation radius, in cells of the grid (on the sphere along great circles,
+            in spacings of the latitudes: 111.2 km a degree); an observation at this distance
             counts by a factor of about exp(-1/2), and none from 3.65 times this distance on. With
             `taper="step"`, none beyond the radius. None: no localisation.
         taper: "gaspari_cohn" or "step".

@@ -7,11 +7,18 @@ therefore divide the error variance of every observation by a weight that falls 
 
 with the fifth-order function of Gaspari and Cohn (1999), which looks like a Gaussian and is zero
 from `2c` on. `c = √(10/3) · radius`, so that the weight is about exp(−1/2) at the radius itself, as
-in Sakov and Bertino (2011) and in DAPPER. Distances are counted in cells of the grid.
+in Sakov and Bertino (2011) and in DAPPER. Distances are counted in cells of the grid. On the sphere
+they are those of great circles,
+
+    d = 2 arcsin √(sin²(Δφ/2) + cos φ cos φ' sin²(Δλ/2)),
+
+in cells of one size, the mean spacing of the latitudes, wherever they are: 111.2 km a degree on
+Earth. A grid's own cells are narrow near the poles, where a radius holds more of them.
 
 Points are grouped: points of one tile share an analysis, made for its centre, and the tiles of one
 patch share the observations that at least one of them sees, so that all of it is a few dense
-products.
+products. On the sphere tiles hold as many points more along a circle of latitude as it is shorter
+than the equator, and are about as wide as high.
 
 References:
     | Gaspari, Cohn (1999), Construction of correlation functions in two and three dimensions.
@@ -75,7 +82,8 @@ class Localisation:
         layout: The layout of the states.
         radius: The distance at which the weight of an observation is about exp(−1/2)
             (Gaspari–Cohn) or beyond which it is zero (step), in cells of the grid: in each
-            dimension, its mean spacing. None or infinite: every observation counts everywhere.
+            dimension, its mean spacing; on the sphere that of the latitudes, along great circles.
+            None or infinite: every observation counts everywhere.
         taper: "gaspari_cohn" or "step".
         tile: The number of cells along the edge of a tile, whose points share one analysis.
         patch: The number of tiles of a patch at most.
@@ -109,7 +117,12 @@ class Localisation:
             layout.period[dim] / self.spacing[dim] if dim in layout.period else None
             for dim in layout.dims
         ]
-        self.groups = patches(layout.shape[1:], tile, patch) if radius is not None else []
+        self.spherical = layout.spherical
+        self.groups: list[np.ndarray] = []
+        if radius is not None and self.spherical and tile > 1:
+            self.groups = bands(layout, tile, patch)
+        elif radius is not None:
+            self.groups = patches(layout.shape[1:], tile, patch)
 
     @property
     def reach(self) -> float:
@@ -131,6 +144,9 @@ class Localisation:
     def distances(self, centres: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Euclidean distances, the short way round where a dimension is periodic.
 
+        On the sphere, distances along great circles take the place of those along the last two
+        dimensions.
+
         Arguments:
             centres: Coordinates in cells, with shape `(tile, dimension)`.
             places: Those of observations, with shape `(value, dimension)`; NaN where an observation
@@ -138,7 +154,12 @@ class Localisation:
         """
 
         square = np.zeros((len(centres), len(places)))
-        for axis, period in enumerate(self.periods):
+        if self.spherical:
+            degrees = [self.spacing[dim] for dim in self.layout.dims[-2:]]
+            here, there = centres[:, None, -2:] * degrees, places[None, :, -2:] * degrees
+            there = np.where(np.isnan(there), here, there)
+            square += (np.rad2deg(great_circle(here, there)) / degrees[0]) ** 2
+        for axis, period in enumerate(self.periods[:-2] if self.spherical else self.periods):
             apart = np.abs(centres[:, axis, None] - places[None, :, axis])
             if period is not None:
                 apart = np.mod(apart, period)
@@ -240,6 +261,57 @@ def patches(space: Sequence[int], tile: int, size: int) -> list[np.ndarray]:
         boxes.append(np.stack([np.pad(each, (0, most - len(each)), "edge") for each in found]))
 
     return boxes
+
+
+def great_circle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The angle between points on the sphere, in radians, by the haversine formula.
+
+    Arguments:
+        a: Latitudes and longitudes in degrees, with shape `(*, 2)`.
+        b: Other ones, with a shape that broadcasts to it.
+    """
+
+    (south, west), (north, east) = (np.moveaxis(np.deg2rad(each), -1, 0) for each in (a, b))
+    square = np.sin((north - south) / 2) ** 2
+    square = square + np.cos(south) * np.cos(north) * np.sin((east - west) / 2) ** 2
+
+    return np.asarray(2 * np.arcsin(np.sqrt(np.clip(square, 0, 1))))
+
+
+def bands(layout: Layout, tile: int, size: int) -> list[np.ndarray]:
+    """Cuts a grid on the sphere into bands of tiles that are about as wide as high.
+
+    Arguments:
+        layout: A layout whose last dimensions are latitude and longitude.
+        tile: The number of rows of a tile, and of its columns at the equator.
+        size: The number of tiles of a band at most.
+
+    Returns:
+        As `patches`.
+    """
+
+    space = layout.shape[1:]
+    rows, columns = space[-2:]
+    index = np.arange(math.prod(space)).reshape(space)
+    latitude = np.deg2rad(layout.coords[layout.dims[-2]])
+    levels = [range(0, n, tile) for n in space[:-2]]
+    found: list[np.ndarray] = []
+    for row in range(0, rows, tile):
+        parallel = np.cos(latitude[row : row + tile]).mean()
+        width = min(columns, int(tile / max(parallel, tile / columns)))
+        # Equal shares of the circle: a narrow last tile would be one more.
+        count = math.ceil(columns / width)
+        edges = np.linspace(0, columns, count + 1).round().astype(int)
+        tiles = [
+            index[(*(slice(n, n + tile) for n in level), slice(row, row + tile), slice(*ends))]
+            for level in itertools.product(*levels)
+            for ends in itertools.pairwise(edges)
+        ]
+        most = max(each.size for each in tiles)
+        padded = [np.pad(each.ravel(), (0, most - each.size), "edge") for each in tiles]
+        found += [np.stack(padded[i : i + size]) for i in range(0, len(padded), size)]
+
+    return found
 
 
 def geometry(observed: ObservedTime) -> Hashable:
