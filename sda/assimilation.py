@@ -262,9 +262,7 @@ def assimilate(
         )  # fmt: skip
 
     climatology = prior.climatology
-    likelihood = observations.likelihood(layout, time, dtype=dtype, device=device)
-    mean, scale = climatology.get_buffer("mean"), climatology.get_buffer("scale")
-    likelihood = likelihood.normalise(mean, scale)
+    likelihood = prior.likelihood(observations, time, dtype=dtype, device=device)
     guided = guide(
         method,
         trajectory_denoiser(prior, len(time), dtype, memory, precision),
@@ -312,7 +310,7 @@ def assimilate(
                     )
                 except Diverged as error:
                     x, failures = error.trajectories, error.failures
-                sink.put(k, fetch(climatology.denormalise(x)), failures)
+                sink.put(k, fetch(prior.states(x, time)), failures)
                 bar.done(part)
 
     failed = list(sink.failures.values())

@@ -174,9 +174,7 @@ def cost(
         return long_cost(locals_, made, members, levels, visits, langevin, observations, measure)
 
     climatology = prior.climatology
-    likelihood = observations.likelihood(prior.layout, times, dtype=kind, device=place).normalise(
-        climatology.get_buffer("mean"), climatology.get_buffer("scale")
-    )
+    likelihood = prior.likelihood(observations, times, dtype=kind, device=place)
     guided = guide(
         method, trajectory_denoiser(prior, len(times), kind, memory, precision), likelihood,
         climatology.covariance(len(times), kind), **options,

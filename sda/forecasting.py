@@ -211,7 +211,7 @@ def run(
             if given and not partial.done:
                 partial.add(before[:, -given:], {})
             bar.add(len(part), partial.done)
-            for x, failures in chain.states(before, part, partial, given, seed, lead):
+            for x, failures in chain.states(before, part, partial, given, seed, lead, start.time):
                 done = partial.done
                 partial.add(x, failures)
                 bar.add(len(part), partial.done - done)
@@ -305,7 +305,14 @@ class Chain:
         return self._known[known]
 
     def states(
-        self, before: np.ndarray, members: range, partial: Partial, given: int, seed: int, lead: int
+        self,
+        before: np.ndarray,
+        members: range,
+        partial: Partial,
+        given: int,
+        seed: int,
+        lead: int,
+        start: float,
     ) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
         """Samples one block after the other, from where `partial` stands to the end.
 
@@ -316,18 +323,20 @@ class Chain:
             given: The number of states that were done from the beginning.
             seed: The seed.
             lead: The number of states in the end.
+            start: The time of the last initial state.
 
         Yields:
             The next states in physical units, and what happened to members that failed.
         """
 
-        climatology = self.prior.climatology
         dtype, device = self.options["dtype"], self.options["device"]
         while partial.done < lead:
             # All are there to see what they continue; the last of them alone are read.
             own = partial.states[:, max(given, partial.done - self.tail) : partial.done]
             x = np.concatenate((before, own), axis=1)[:, -self.tail :]
-            tail = climatology.normalise(torch.from_numpy(x).to(device=device, dtype=dtype))
+            last = start + self.prior.layout.dt * (partial.done - given)
+            times = last + self.prior.layout.dt * np.arange(1.0 - x.shape[1], 1)
+            tail = self.prior.anomalies(x, times, dtype, device)
             lost = [member in partial.failures for member in members]
             # They go on from the mean, so that the others can: they are NaN in the end.
             tail[torch.tensor(lost, device=device)] = 0
@@ -342,7 +351,8 @@ class Chain:
                     for member, text in error.failures.items()
                     if member not in partial.failures
                 }
-            yield climatology.denormalise(new).cpu().numpy(), failures
+            times = last + self.prior.layout.dt * np.arange(1.0, new.shape[1] + 1)
+            yield self.prior.states(new, times).cpu().numpy(), failures
             if len(partial.failures) == len(members):
                 return
 

@@ -183,9 +183,9 @@ class Locals:
         if found is None:
             return Local(part, Unobserved(denoiser, covariance), None, known)
         observations, numbers = found
-        likelihood = observations.likelihood(
-            self.prior.layout, self.time[part.low : part.high], self.dtype, self.device
-        ).normalise(climatology.get_buffer("mean"), climatology.get_buffer("scale"))
+        likelihood = self.prior.likelihood(
+            observations, self.time[part.low : part.high], self.dtype, self.device
+        )
         guided = guide(self.method, denoiser, likelihood, covariance, **self.options)
         if guided.space.direct:
             # Blocks that are observed in the same way share all systems that are solved.

@@ -343,7 +343,8 @@ class Members:
                 x = self.sampler.step(level, x, mean, self._no_stage, noise)
             self.lost[block, m] = _lost(x, self.levels[level], last).numpy()
             if last:
-                x = self.locals.prior.climatology.denormalise(x.to(self.locals.device))
+                times = self.locals.time[part.start : part.stop]
+                x = self.locals.prior.states(x.to(self.locals.device), times)
             self.states.write(self._there, part.start, m, x)
             self.states.write(
                 f"past{level % order}", part.start, m, mean if jump is None else mean - jump

@@ -5,6 +5,7 @@ layout of the states. It is saved as a folder that a text editor reads:
 
     prior.json                 layout, network, training, checksums
     climatology.safetensors    mean, scale, window covariance
+    anomalies.safetensors      the seasonal cycle (absent where there is none)
     weights.safetensors        the network (absent in a Gaussian prior)
     README.md                  the model card
 
@@ -17,8 +18,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import xarray as xr
 from safetensors import SafetensorError
@@ -26,6 +28,7 @@ from safetensors.torch import load_file, save
 
 from dynamics.layout import Layout
 
+from .cf.anomalies import Anomalies
 from .climatology import Climatology
 from .covariance import Covariance
 from .data import open_dataset
@@ -33,6 +36,9 @@ from .denoiser import Denoiser, GaussianDenoiser
 from .symmetry import Symmetry
 from .trajectory import TrajectoryDenoiser
 from .window import WindowDenoiser
+
+if TYPE_CHECKING:
+    from .observation import Likelihood, Observations
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "priors"
@@ -48,6 +54,8 @@ class Prior:
         symmetries: The symmetries of the system.
         info: What else is worth knowing (data, training, scores), as plain JSON types.
         exposure: The share by which noise levels are understated in sampling, see `sda.exposure`.
+        anomalies: What makes stationary anomalies of physical states, see `sda.cf.anomalies`
+            (default: nothing, the climatology is that of the states themselves).
     """
 
     def __init__(
@@ -58,10 +66,12 @@ class Prior:
         symmetries: Sequence[Symmetry] = (),
         info: Mapping[str, Any] | None = None,
         exposure: float = 0.0,
+        anomalies: Anomalies | None = None,
     ) -> None:
         self.climatology, self.denoiser, self.name = climatology, denoiser, name
         self.symmetries, self.info = tuple(symmetries), dict(info or {})
         self.exposure = exposure
+        self.mapping = None if anomalies is None or anomalies.trivial else anomalies
 
     @property
     def layout(self) -> Layout:
@@ -80,6 +90,44 @@ class Prior:
     def covariance(self, length: int) -> Covariance:
         """The covariance of trajectories of `length` frames of normalised anomalies."""
         return self.climatology.covariance(length)
+
+    def likelihood(
+        self,
+        observations: "Observations",
+        time: Any,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> "Likelihood":
+        """The likelihood of trajectories of normalised anomalies at times.
+
+        Raises:
+            ValueError: If an observation does not fit the layout or the times.
+        """
+
+        given = observations.likelihood(self.layout, time, dtype=dtype, device=device)
+        mean, scale = (self.climatology.get_buffer(name) for name in ("mean", "scale"))
+        if self.mapping is None:
+            return given.normalise(mean, scale)
+
+        return self.mapping.normalise(given, mean, scale, time)
+
+    def states(self, x: torch.Tensor, time: Any) -> torch.Tensor:
+        """The physical states of normalised anomalies `(…, time, channel, *space)` at times."""
+
+        z = self.climatology.denormalise(x)
+        return z if self.mapping is None else self.mapping.inverse(z, time)
+
+    def anomalies(
+        self,
+        x: np.ndarray,
+        time: Any,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> torch.Tensor:
+        """The normalised anomalies of physical states `(…, time, channel, *space)` at times."""
+
+        z = x if self.mapping is None else self.mapping.forward(x, time)
+        return self.climatology.normalise(torch.from_numpy(z).to(device=device, dtype=dtype))
 
     def trajectory(
         self,
@@ -156,6 +204,10 @@ class Prior:
         for name, tensor in sorted(tensors.items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        if self.mapping is not None:
+            digest.update(json.dumps(self.mapping.to_json(), sort_keys=True).encode())
+            for tensor in self.mapping.tensors().values():
+                digest.update(tensor.numpy().tobytes())
 
         return digest.hexdigest()
 
@@ -199,6 +251,10 @@ class Prior:
             write_tensors(weights, path / "weights.safetensors")
             checksums["weights.safetensors"] = checksum(path / "weights.safetensors")
             content["denoiser"] = self.denoiser.to_json()
+        if self.mapping is not None:
+            content["anomalies"] = self.mapping.to_json()
+            write_tensors(self.mapping.tensors(), path / "anomalies.safetensors")
+            checksums["anomalies.safetensors"] = checksum(path / "anomalies.safetensors")
         content["checksums"] = checksums
         write_text(
             card or f"# {self.name}\n\nA prior of `{', '.join(self.layout.variables)}`.\n",
@@ -243,6 +299,10 @@ class Prior:
                 denoiser.network.load_state_dict(weights)
                 denoiser.eval().requires_grad_(False)
             symmetries = [Symmetry(**s) for s in content["symmetries"]]
+            anomalies = None
+            if "anomalies" in content:
+                tensors = load_file(path / "anomalies.safetensors")
+                anomalies = Anomalies.from_tensors(layout, content["anomalies"], tensors)
         except FileNotFoundError as error:
             raise ValueError(
                 f"{path} is an incomplete prior: {Path(error.filename).name} is missing"
@@ -257,6 +317,7 @@ class Prior:
             symmetries,
             content["info"],
             content.get("exposure", 0.0),
+            anomalies,
         )
 
         return prior.to(device)

@@ -6,6 +6,7 @@ Guidance needs `H`, its tangent-linear model and its adjoint. All are derived fr
 automatic differentiation, so that they cannot disagree.
 """
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -145,14 +146,43 @@ class Likelihood:
 
         return torch.cat([self.adjoint(rows) for rows in eye.split(batch)])
 
-    def normalise(self, mean: Tensor, scale: Tensor) -> "Likelihood":
+    def shifted(self, offset: Tensor) -> "Likelihood":
+        """The same likelihood as a function of `x - offset`, for a linear or affine operator.
+
+        The operator stays, and `H(offset) - H(0)` is taken off the observed values.
+
+        Arguments:
+            offset: A trajectory, with shape `(time, channel, *space)`.
+
+        Raises:
+            ValueError: If the operator is not linear, or the offset has another shape.
+        """
+
+        if not self.linear:
+            raise ValueError("the operator is not linear: an offset is no matter of values alone")
+        offset = ordinary(offset.to(dtype=self.y.dtype, device=self.y.device))[None]
+        seen = self.H(offset)[0] - self.H(torch.zeros_like(offset))[0]
+        moved = copy.copy(self)
+        moved.y = self.y - seen
+
+        return moved
+
+    def normalise(
+        self,
+        mean: Tensor,
+        scale: Tensor,
+        restore: Callable[[Tensor], Tensor] | None = None,
+    ) -> "Likelihood":
         """The same likelihood as a function of the normalised anomaly `x̃ = (x - mean) / scale`.
 
         The values and their errors stay in physical units: `H̃(x̃) = H(mean + scale x̃)`.
 
         Arguments:
-            mean: The mean, with shape `(channel, *space)`.
+            mean: The mean, with shape `(channel, *space)`, or `(time, channel, *space)` where it
+                changes with time.
             scale: The scale, with shape `(channel)`.
+            restore: What makes physical states of transformed ones, if the mean and scale are of
+                those: `H̃(x̃) = H(restore(mean + scale x̃))`. The result is not linear.
 
         Raises:
             ValueError: If the mean or the scale does not fit the trajectories.
@@ -161,7 +191,7 @@ class Likelihood:
         mean, scale = (
             ordinary(each.to(dtype=self.y.dtype, device=self.y.device)) for each in (mean, scale)
         )
-        if mean.shape != self.shape[1:] or scale.shape != self.shape[1:2]:
+        if mean.shape not in (self.shape[1:], self.shape) or scale.shape != self.shape[1:2]:
             raise ValueError(
                 f"mean and scale must have shapes {self.shape[1:]} and {self.shape[1:2]}, "
                 f"got {tuple(mean.shape)} and {tuple(scale.shape)}"
@@ -171,6 +201,10 @@ class Likelihood:
         def after(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             return lambda x: fn(torch.addcmul(mean.to(x.dtype), scale.to(x.dtype), x))
 
+        if restore is not None:
+            return Likelihood(
+                after(lambda x: self.H(restore(x))), self.y, self.std, self.shape, linear=False
+            )
         parts = self.parts and (after(self.parts[0]), self.parts[1])
 
         return Likelihood(after(self.H), self.y, self.std, self.shape, self.linear, parts)

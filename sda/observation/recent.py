@@ -213,14 +213,21 @@ class Window:
 
         return (*keys, self.order.tobytes())
 
-    def likelihood(
-        self, mean: Tensor, scale: Tensor, dtype: torch.dtype, device: torch.device | str
-    ) -> Likelihood:
+    def seen(self, prior: Any, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        """The observed values as `likelihood` has them, with what is known of their dates off."""
+
+        if prior.mapping is None:
+            return torch.from_numpy(self.y).to(device, dtype)
+        observations = Observations([piece.values for piece in self.pieces])
+        given = prior.likelihood(observations, self.times, dtype, device)
+
+        return given.y[torch.from_numpy(self.order).to(device)]
+
+    def likelihood(self, prior: Any, dtype: torch.dtype, device: torch.device | str) -> Likelihood:
         """The likelihood of trajectories of normalised anomalies.
 
         Arguments:
-            mean: The mean state, with shape `(channel, *space)`.
-            scale: The scale of each variable, with shape `(channel)`.
+            prior: The prior, see `sda.Prior.likelihood`.
             dtype: The precision of the trajectories.
             device: Their device.
 
@@ -229,8 +236,7 @@ class Window:
         """
 
         observations = Observations([piece.values for piece in self.pieces])
-        given = observations.likelihood(self.layout, self.times, dtype, device)
-        given = given.normalise(mean, scale)
+        given = prior.likelihood(observations, self.times, dtype, device)
         order = torch.from_numpy(self.order).to(device)
         y, std = given.y[order], given.std[order]
         if given.linear and len(y) * math.prod(given.shape) <= MATRIX:
