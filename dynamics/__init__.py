@@ -4,6 +4,7 @@ A `System` knows its `Layout`, draws initial states, steps them, and simulates t
 here knows of data assimilation.
 """
 
+from .gyre import OceanGyre
 from .kolmogorov import KolmogorovFlow
 from .kuramoto_sivashinsky import KuramotoSivashinsky
 from .layout import Layout
@@ -25,6 +26,7 @@ __all__ = [
     "LinearGaussian",
     "Lorenz63",
     "Lorenz96",
+    "OceanGyre",
     "ShallowWater",
     "SphericalHarmonics",
     "System",

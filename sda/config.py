@@ -38,6 +38,7 @@ SYSTEMS = {
     "shallow_water": "ShallowWater",
     "toy_weather": "ToyWeather",
     "quasi_geostrophic": "TwoLayerQG",
+    "gyre": "OceanGyre",
 }
 
 

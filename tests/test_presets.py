@@ -98,6 +98,7 @@ def test_training():
         ("kuramoto_sivashinsky", {}),
         ("kolmogorov", {"size": 32}),
         ("quasi_geostrophic", {}),
+        ("gyre", {}),
     ],
 )
 def test_systems(option, own):

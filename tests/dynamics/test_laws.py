@@ -8,6 +8,7 @@ import torch
 
 import dynamics
 from dynamics.finite_volume import FiniteVolumeKolmogorov
+from dynamics.kolmogorov import complex_type
 from dynamics.system import System
 
 SYSTEMS: dict[str, System] = {
@@ -22,6 +23,7 @@ SYSTEMS: dict[str, System] = {
     "quasi-geostrophic": dynamics.TwoLayerQG(
         size=16, resolution=32, width=600.0, radius=30.0, current=(0.1, 0.0), speed=0.5
     ),
+    "gyre": dynamics.OceanGyre(size=12, spacing=50.0, coast=0.25, viscosity=1e3),
     "finite-volume": FiniteVolumeKolmogorov(size=16, resolution=32, reynolds=100.0),
 }
 STOCHASTIC = [name for name, system in SYSTEMS.items() if system.stochastic]
@@ -189,7 +191,7 @@ def test_simulated_noise_has_the_moments_of_the_transition(name: str) -> None:
 def flow_of(kind: str, parts: int, dtype: torch.dtype) -> torch.Tensor:
     """The state after one `dt` in `parts` steps, from one and the same state."""
 
-    if kind in ("kolmogorov", "quasi-geostrophic"):
+    if kind in ("kolmogorov", "quasi-geostrophic", "gyre"):
         flow = cast(Any, SYSTEMS[kind])
         z = flow.initial_model(range(2), seed=1, dtype=torch.float64)
         for _ in range(3):
@@ -207,7 +209,7 @@ def flow_of(kind: str, parts: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def as_precision(z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return z.to(torch.complex64 if dtype == torch.float32 else torch.complex128)
+    return z.to(complex_type(dtype) if z.is_complex() else dtype)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +220,7 @@ def as_precision(z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         ("kuramoto-sivashinsky", 8),
         ("kolmogorov", 12),
         ("quasi-geostrophic", 24),
+        ("gyre", 6),
     ],
 )
 def test_time_stepping_is_of_fourth_order(kind: str, parts: int) -> None:
