@@ -11,9 +11,6 @@ known by its vorticity and divergence; since gradients of harmonics are orthogon
 both follow from quadratures against derivatives of the Legendre functions, which stay finite at the
 poles. Nothing is divided by the cosine of latitude.
 
-The functions of even `l - m` are symmetric about the equator and the others antisymmetric, so all
-products are made for one hemisphere only.
-
 References:
     Hack and Jakob (1992), Description of a global shallow water model based on the spectral
     transform method, NCAR TN-343.
@@ -28,6 +25,7 @@ import torch
 from torch import Tensor
 
 GRIDS = ("gaussian", "equiangular")
+TINY = 1e-30
 
 
 class SphericalHarmonics:
@@ -39,9 +37,9 @@ class SphericalHarmonics:
     precision and device are those of the argument.
 
     Arguments:
-        lat: The number of latitudes, even on a Gaussian grid and odd (with both poles and the
-            equator) on an equiangular one.
-        lon: The number of longitudes.
+        lat: The number of latitudes, at least T + 1 on a Gaussian grid and 2 T + 1 on an
+            equiangular one, which has both poles.
+        lon: The number of longitudes, at least 2 T + 1.
         truncation: The largest total wavenumber T.
         grid: `gaussian` (Gauss–Legendre latitudes) or `equiangular` (Clenshaw–Curtis latitudes).
         radius: The radius of the sphere, which divides derivatives.
@@ -66,11 +64,10 @@ class SphericalHarmonics:
             )
         # The squared harmonics, polynomials of degree 2T, must be integrated exactly.
         least = truncation + 1 if grid == "gaussian" else 2 * truncation + 1
-        if lat < least or lat % 2 != (grid == "equiangular") or lon < 2 * truncation + 1:
-            kind = "even" if grid == "gaussian" else "odd"
+        if lat < least or lon < 2 * truncation + 1:
             raise ValueError(
-                f"truncation {truncation} on a {grid} grid needs an {kind} number of at least "
-                f"{least} latitudes and at least {2 * truncation + 1} longitudes, got {lat} × {lon}"
+                f"truncation {truncation} needs at least {least} latitudes on a {grid} grid and "
+                f"{2 * truncation + 1} longitudes, got {lat} × {lon}: take more or truncate earlier"
             )
         self.lat, self.lon, self.truncation = int(lat), int(lon), int(truncation)
         self.grid, self.radius = grid, float(radius)
@@ -82,11 +79,11 @@ class SphericalHarmonics:
 
     def synthesis(self, spectrum: Tensor) -> Tensor:
         """The fields `(*, lat, lon)` of spectra `(*, m, l)`."""
-        return self._waves(contract(spectrum, self._tables_of(spectrum).values))
+        return self._waves(spectrum, self._tables_of(spectrum).values)
 
     def analysis(self, field: Tensor) -> Tensor:
         """The spectra `(*, m, l)` of fields `(*, lat, lon)`: the projection onto the harmonics."""
-        return contract(self._amplitudes(field), self._tables_of(field).values_back)
+        return self._integrals(field, self._tables_of(field).values_back)
 
     def gradient(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """The eastward and northward derivative `(*, lat, lon)` of a field with this spectrum."""
@@ -112,8 +109,7 @@ class SphericalHarmonics:
     def vorticity_divergence(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The spectra of vorticity and divergence of a wind `u, v` `(*, lat, lon)`."""
 
-        amplitudes = self._amplitudes(torch.stack((u, v), dim=-3))
-        both = contract(amplitudes, self._tables_of(u).slopes_back)
+        both = self._integrals(torch.stack((u, v), dim=-3), self._tables_of(u).slopes_back)
         slope, turn = both.split(self.truncation + 1, dim=-1)
         # By parts, against the gradients of the conjugate harmonics.
         vorticity = slope[..., 0, :, :] + 1j * turn[..., 1, :, :]
@@ -151,23 +147,33 @@ class SphericalHarmonics:
         potential = torch.cat((chi, 1j * psi), dim=-1)
         wind = torch.stack((rotation, potential), dim=-3)
 
-        return self._waves(contract(wind, self._tables_of(psi).slopes))
+        return self._waves(wind, self._tables_of(psi).slopes)
 
-    def _waves(self, amplitudes: Tensor) -> Tensor:
-        """The fields `(*, lat, lon)` of zonal waves `(*, m, lat)`."""
-        return torch.fft.irfft(amplitudes.mT, n=self.lon, dim=-1, norm="forward")
+    def _waves(self, coefficients: Tensor, table: Tensor) -> Tensor:
+        """The fields `(*, lat, lon)` of coefficients `(*, m, k)` of functions `(m, k, lat)`."""
 
-    def _amplitudes(self, field: Tensor) -> Tensor:
-        """The zonal waves `(*, m, lat)` of fields `(*, lat, lon)`."""
+        m, k = coefficients.shape[-2:]
+        rows = torch.view_as_real(coefficients.resolve_conj()).reshape(-1, m, k, 2)
+        product = multiply(rows.permute(1, 0, 3, 2), table)
+        waves = torch.view_as_complex(product.permute(1, 3, 0, 2).contiguous())
+        fields = torch.fft.irfft(waves, n=self.lon, dim=-1, norm="forward")
+
+        return fields.view(*coefficients.shape[:-2], self.lat, self.lon)
+
+    def _integrals(self, field: Tensor, table: Tensor) -> Tensor:
+        """The integrals `(*, m, k)` of fields `(*, lat, lon)` with functions `(m, lat, k)`."""
 
         if field.shape[-2:] != (self.lat, self.lon):
             raise ValueError(
                 f"a field must end with the shape {(self.lat, self.lon)} of the grid, got "
                 f"{tuple(field.shape)}"
             )
-        waves = torch.fft.rfft(field, dim=-1, norm="forward")
+        waves = torch.fft.rfft(field.reshape(-1, self.lat, self.lon), dim=-1, norm="forward")
+        rows = torch.view_as_real(waves[..., : self.truncation + 1])
+        product = multiply(rows.permute(2, 0, 3, 1), table)
+        pairs = torch.view_as_complex(product.permute(1, 0, 3, 2).contiguous())
 
-        return waves[..., : self.truncation + 1].mT
+        return pairs.view(*field.shape[:-2], *pairs.shape[1:])
 
     def _tables_of(self, array: Tensor) -> "Tables":
         """The tables in the precision and on the device of an array, made once."""
@@ -200,6 +206,9 @@ class Tables:
         eigenvalues = -degree * (degree + 1) / of.radius**2
 
         def made(array: np.ndarray) -> Tensor:
+            # High wavenumbers vanish towards the poles: below single precision's range, where
+            # arithmetic is slow.
+            array = np.where(np.abs(array) < TINY, 0, array)
             return torch.from_numpy(np.ascontiguousarray(array)).to(device, dtype)
 
         self.values, self.slopes = made(values), made(both)
@@ -209,18 +218,15 @@ class Tables:
         self.inverse = made(np.where(degree > 0, 1 / np.where(degree > 0, eigenvalues, 1), 0))
 
 
-def contract(x: Tensor, table: Tensor) -> Tensor:
-    """Multiplies complex `(*, m, k)` with a real table `(m, k, n)`, into `(*, m, n)`.
+def multiply(rows: Tensor, table: Tensor) -> Tensor:
+    """Multiplies `(m, batch, part, k)` with tables `(m, k, n)`, into `(m, batch, part, n)`.
 
-    Real and imaginary parts of all batch dimensions are the rows of one product per wavenumber.
+    Real and imaginary parts of all fields are the rows of one product per zonal wavenumber.
     """
 
-    m, k, n = table.shape
-    rows = torch.view_as_real(x.resolve_conj()).reshape(-1, m, k, 2).permute(1, 0, 3, 2)
-    product = torch.bmm(rows.reshape(m, -1, k), table)
-    pairs = product.view(m, -1, 2, n).permute(1, 0, 3, 2).contiguous()
+    m, batch, parts, k = rows.shape
 
-    return torch.view_as_complex(pairs).view(*x.shape[:-2], m, n)
+    return torch.bmm(rows.reshape(m, batch * parts, k), table).view(m, batch, parts, -1)
 
 
 def legendre_functions(truncation: int, sine: np.ndarray) -> tuple[np.ndarray, ...]:
