@@ -1,8 +1,10 @@
 """Observations: operators, errors, files, synthetic generation, and the likelihood."""
 
 from .average import BlockAverage
+from .combine import Combine, Magnitude
 from .difference import Difference
 from .domain import Domain, Grid, Points
+from .footprint import GroupAverage
 from .function import Function, register
 from .generate import observe
 from .grid import OnGrid
@@ -17,13 +19,16 @@ from .vorticity import SaturatingVorticity, Vorticity
 __all__ = [
     "BlockAverage",
     "Bound",
+    "Combine",
     "Compose",
     "Difference",
     "Domain",
     "Function",
     "Grid",
+    "GroupAverage",
     "Interpolate",
     "Likelihood",
+    "Magnitude",
     "Mask",
     "ObservationSet",
     "Observations",

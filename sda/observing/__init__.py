@@ -15,15 +15,35 @@ import xarray as xr
 from dynamics.layout import Layout
 
 from ..observation import Observations
+from .altimeter import Altimeter
 from .base import Generator
+from .drift import Flow
+from .floats import Floats
+from .orbit import Orbit
 from .stations import Stations
 from .surface import Surface
+from .swath import Swath
 
 GENERATORS: dict[str, type[Generator]] = {
     "stations": Stations,
+    "swath": Swath,
+    "altimeter": Altimeter,
+    "floats": Floats,
 }
 
-__all__ = ["GENERATORS", "Generator", "Stations", "Surface", "build", "generate"]
+__all__ = [
+    "GENERATORS",
+    "Altimeter",
+    "Floats",
+    "Flow",
+    "Generator",
+    "Orbit",
+    "Stations",
+    "Surface",
+    "Swath",
+    "build",
+    "generate",
+]
 
 
 def build(config: Mapping[str, Any]) -> Generator:

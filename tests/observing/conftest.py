@@ -12,4 +12,4 @@ def weather() -> xr.Dataset:
 
 @pytest.fixture(scope="session")
 def sea() -> xr.Dataset:
-    return truth_on(ocean(), 41, 1e4)
+    return truth_on(ocean(), 41, 1e3)
