@@ -18,6 +18,7 @@ and `A` of all that is left, in which every direction is as likely as any other.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn as nn
@@ -272,7 +273,7 @@ class EofCovariance(Covariance):
                 f"a covariance of shape {self.shape} needs {self.waves.count} wavenumbers of "
                 f"{self.waves.size} values, got wavenumbers {waves} of {sorted(sizes)} values"
             )
-        self.rotations = nn.ModuleList([Rotation(s, shape[0], dtype) for s in sections])
+        self.parts = nn.ModuleList([Rotation(s, shape[0], dtype) for s in sections])
         self.land = shape[0] * len(self.waves.land)
         values, table = [], []
         for rotation in self.rotations:
@@ -287,6 +288,11 @@ class EofCovariance(Covariance):
     @property
     def size(self) -> int:
         return math.prod(self.shape) - self.land
+
+    @property
+    def rotations(self) -> list[Rotation]:
+        """The eigenvectors of each section."""
+        return cast(list[Rotation], list(self.parts))
 
     def sections(self) -> list[Section]:
         """The statistics, in double precision."""

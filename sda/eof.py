@@ -201,7 +201,7 @@ class EofMoment:
                     for total in sums:
                         total.add(h, stride)
 
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for number, total in enumerate(sums):
             tensors |= {f"{number}.{name}": t for name, t in total.finish().items()}
 

@@ -74,8 +74,8 @@ def test_zonal_covariance_with_all_eofs_is_the_homogeneous_part_of_all_windows()
     expected = rolled(sample_covariance(x, 3), shape)
     # All but the mean over longitudes has no mean: what a sample has of it is variance.
     eddy = x.unfold(1, 3, 1).movedim(-1, 2).mean((0, 1))
-    eddy = (eddy - eddy.mean(-1, keepdim=True)).numpy().ravel()
-    expected = expected + rolled(np.outer(eddy, eddy), shape)
+    eddy = (eddy - eddy.mean(-1, keepdim=True)).flatten()
+    expected = expected + rolled(torch.outer(eddy, eddy).numpy(), shape)
     np.testing.assert_allclose(
         found.covariance(3, torch.float64).dense().numpy(), expected, rtol=1e-5, atol=2e-6
     )
