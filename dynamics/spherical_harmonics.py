@@ -150,18 +150,16 @@ class SphericalHarmonics:
         return self._waves(wind, self._tables_of(psi).slopes)
 
     def _waves(self, coefficients: Tensor, table: Tensor) -> Tensor:
-        """The fields `(*, lat, lon)` of coefficients `(*, m, k)` of functions `(m, k, lat)`."""
+        """The fields `(*, lat, lon)` of coefficients `(*, m, k)` of functions `(m, lat, k)`."""
 
-        m, k = coefficients.shape[-2:]
-        rows = torch.view_as_real(coefficients.resolve_conj()).reshape(-1, m, k, 2)
-        product = multiply(rows.permute(1, 0, 3, 2), table)
-        waves = torch.view_as_complex(product.permute(1, 3, 0, 2).contiguous())
+        columns = coefficients.reshape(-1, *coefficients.shape[-2:]).permute(1, 2, 0)
+        waves = multiply(table, columns).permute(2, 1, 0).contiguous()
         fields = torch.fft.irfft(waves, n=self.lon, dim=-1, norm="forward")
 
         return fields.view(*coefficients.shape[:-2], self.lat, self.lon)
 
     def _integrals(self, field: Tensor, table: Tensor) -> Tensor:
-        """The integrals `(*, m, k)` of fields `(*, lat, lon)` with functions `(m, lat, k)`."""
+        """The integrals `(*, m, k)` of fields `(*, lat, lon)` with functions `(m, k, lat)`."""
 
         if field.shape[-2:] != (self.lat, self.lon):
             raise ValueError(
@@ -169,11 +167,10 @@ class SphericalHarmonics:
                 f"{tuple(field.shape)}"
             )
         waves = torch.fft.rfft(field.reshape(-1, self.lat, self.lon), dim=-1, norm="forward")
-        rows = torch.view_as_real(waves[..., : self.truncation + 1])
-        product = multiply(rows.permute(2, 0, 3, 1), table)
-        pairs = torch.view_as_complex(product.permute(1, 0, 3, 2).contiguous())
+        columns = waves[..., : self.truncation + 1].permute(2, 1, 0)
+        integrals = multiply(table, columns).permute(2, 0, 1).contiguous()
 
-        return pairs.view(*field.shape[:-2], *pairs.shape[1:])
+        return integrals.view(*field.shape[:-2], *integrals.shape[1:])
 
     def _tables_of(self, array: Tensor) -> "Tables":
         """The tables in the precision and on the device of an array, made once."""
@@ -190,10 +187,10 @@ class Tables:
     """The Legendre functions of one transform in one precision on one device.
 
     Attributes:
-        values: P, with shape `(m, l, lat)`.
-        slopes: dP/dφ and m P / cos φ, each over the radius, with shape `(m, 2 l, lat)`.
-        values_back: P with the weights of the quadrature, with shape `(m, lat, l)`.
-        slopes_back: The same of `slopes`, with shape `(m, lat, 2 l)`.
+        values: P, with shape `(m, lat, l)`.
+        slopes: dP/dφ and m P / cos φ, each over the radius, with shape `(m, lat, 2 l)`.
+        values_back: P with the weights of the quadrature, with shape `(m, l, lat)`.
+        slopes_back: The same of `slopes`, with shape `(m, 2 l, lat)`.
         eigenvalues: Those of the Laplacian, with shape `(l)`.
         inverse: Their inverses, zero for the mean.
     """
@@ -211,22 +208,22 @@ class Tables:
             array = np.where(np.abs(array) < TINY, 0, array)
             return torch.from_numpy(np.ascontiguousarray(array)).to(device, dtype)
 
-        self.values, self.slopes = made(values), made(both)
-        self.values_back = made((values * weights).transpose(0, 2, 1))
-        self.slopes_back = made((both * weights).transpose(0, 2, 1))
+        self.values, self.slopes = made(values.transpose(0, 2, 1)), made(both.transpose(0, 2, 1))
+        self.values_back, self.slopes_back = made(values * weights), made(both * weights)
         self.eigenvalues = made(eigenvalues)
         self.inverse = made(np.where(degree > 0, 1 / np.where(degree > 0, eigenvalues, 1), 0))
 
 
-def multiply(rows: Tensor, table: Tensor) -> Tensor:
-    """Multiplies `(m, batch, part, k)` with tables `(m, k, n)`, into `(m, batch, part, n)`.
+def multiply(table: Tensor, columns: Tensor) -> Tensor:
+    """Multiplies real tables `(m, n, k)` with complex `(m, k, batch)`, into `(m, n, batch)`.
 
-    Real and imaginary parts of all fields are the rows of one product per zonal wavenumber.
+    Real and imaginary parts of all fields are the columns of one product per zonal wavenumber.
     """
 
-    m, batch, parts, k = rows.shape
+    parts = torch.view_as_real(columns.resolve_conj().contiguous()).flatten(2)
+    product = torch.bmm(table, parts)
 
-    return torch.bmm(rows.reshape(m, batch * parts, k), table).view(m, batch, parts, -1)
+    return torch.view_as_complex(product.view(*product.shape[:2], -1, 2))
 
 
 def legendre_functions(truncation: int, sine: np.ndarray) -> tuple[np.ndarray, ...]:
