@@ -60,7 +60,7 @@ class ToyWeather(ShallowWater):
         depth: float = 6e3,
         diffusion: float = 4.0,
         diffusion_order: int = 4,
-        orography: str = "ranges",
+        orography: str = "flat",
         mountain: float = 2000.0,
         perturbation: float = 50.0,
         jet_speed: float = 40.0,
