@@ -26,6 +26,7 @@ from torch import Tensor
 
 GRIDS = ("gaussian", "equiangular")
 TINY = 1e-30
+SMALL_PRODUCT = 400
 
 
 class SphericalHarmonics:
@@ -221,7 +222,13 @@ def multiply(table: Tensor, columns: Tensor) -> Tensor:
     """
 
     parts = torch.view_as_real(columns.resolve_conj().contiguous()).flatten(2)
-    product = torch.bmm(table, parts)
+    count = parts.shape[2]
+    # Products of fewer terms are summed otherwise: without the zeros, a member's digits would
+    # depend on how many others share its batch.
+    missing = -(-SMALL_PRODUCT // (table.shape[1] * table.shape[2])) - count
+    if missing > 0:
+        parts = torch.nn.functional.pad(parts, (0, missing))
+    product = torch.bmm(table, parts)[:, :, :count].contiguous()
 
     return torch.view_as_complex(product.view(*product.shape[:2], -1, 2))
 
