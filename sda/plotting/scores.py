@@ -5,6 +5,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..verification.spectra import ROUNDING
 from .style import CALIBRATED, ENSEMBLE, TRUTH, VARIABLES, label, new_figure, styled
 
 
@@ -165,25 +166,32 @@ def plot_spectra(scores: xr.Dataset) -> Figure:
     k = scores["wavenumber"].values
     total = "energy_ratio" in scores
     groups = [("all variables", names)] if total else [(name, [name]) for name in names]
+    kinetic = "kinetic_energy" in scores
+    groups += [("kinetic energy", [])] if kinetic else []
     figure = new_figure(max(3.0, 2.7 * len(groups)), 3.1)
     grid = figure.subplots(
         2, len(groups), sharex=True, squeeze=False, gridspec_kw={"height_ratios": [2.2, 1]}
     )
     for (upper, lower), (title, group) in zip(grid.T, groups, strict=True):
-        spectra = scores["spectrum"].sel(variable=group).sum("variable", skipna=False)
-        members = spectra.dropna("member").transpose("member", "wavenumber").values
-        truth = scores["spectrum_truth"].sel(variable=group).sum("variable").values
+        if group:
+            spectra = scores["spectrum"].sel(variable=group).sum("variable", skipna=False)
+            truth = scores["spectrum_truth"].sel(variable=group).sum("variable").values
+        else:
+            spectra, truth = scores["kinetic_energy"], scores["kinetic_energy_truth"].values
+        # Beyond the last wave of a band-limited model there are but rounding errors.
+        truth = np.where(truth > ROUNDING * np.nansum(truth), truth, np.nan)
+        members = spectra.dropna("member", how="all").transpose("member", "wavenumber").values
         low, high = np.quantile(members, [0.05, 0.95], axis=0)
         upper.fill_between(k, low, high, color=ENSEMBLE, alpha=0.25, lw=0, label="members, 90 %")
         upper.loglog(k, members.mean(axis=0), color=ENSEMBLE, label="members, mean")
         upper.loglog(k, truth, "--", color=TRUTH, label="truth")
-        upper.set_title("spectrum" if total else title)
+        upper.set_title("spectrum" if total and group else title)
         lower.axhspan(0.9, 1.1, color=CALIBRATED, alpha=0.35, lw=0)
         lower.axhline(1, color=TRUTH, lw=0.6)
         lower.fill_between(k, low / truth, high / truth, color=ENSEMBLE, alpha=0.25, lw=0)
         lower.semilogx(k, members.mean(axis=0) / truth, color=ENSEMBLE)
         lower.set_ylim(0, 2)
-        lower.set_xlabel("wavenumber")
+        lower.set_xlabel(scores["wavenumber"].attrs.get("long_name", "wavenumber"))
         lower.set_xlim(k[0], k[-1])
     grid[0, 0].set_ylabel("E(k)")
     grid[1, 0].set_ylabel("members / truth")

@@ -97,7 +97,12 @@ def verify(
     `coverage`                `(variable, level)`, of central intervals: the level if calibrated
     `joint_coverage`          `(level)`, of states as a whole (TARP): the level if calibrated
     `spectrum`                `(member, variable, wavenumber)`, `spectrum_truth`, `spectrum_ratio`,
-                              over periodic dimensions; `energy_ratio` sums the variables
+                              over periodic dimensions, on the sphere by total wavenumber (see
+                              `sda.verification.sphere`); `energy_ratio` sums the variables
+    `kinetic_energy`          `(member, wavenumber)`, of winds u, v on the sphere; also `_truth`,
+                              `_ratio`
+    `ageostrophic`            `(member)`, the distance of u, v from the geostrophic wind of the
+                              height h outside the tropics, over it; `ageostrophic_truth`
     `coherence`               `(variable, wavenumber)`, of ensemble mean and truth, and of each
                               member and truth: `member_coherence`
     `increment_ratio`         `(variable)`, root mean square increment between frames, over the

@@ -19,6 +19,7 @@ with the truth as with each other.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -107,9 +108,15 @@ def correlation(cross: NDArray, power_x: NDArray, power_y: NDArray) -> NDArray[n
     """Divides cross spectra by the root of both spectra, NaN where one is but rounding errors."""
 
     scale = np.sqrt(power_x * power_y)
-    some = [power > ROUNDING * power.sum(-1, keepdims=True) for power in (power_x, power_y)]
 
-    return np.asarray(cross / np.where(some[0] & some[1], scale, np.nan))
+    return np.asarray(
+        cross / np.where(beyond_rounding(power_x) & beyond_rounding(power_y), scale, np.nan)
+    )
+
+
+def beyond_rounding(power: NDArray) -> NDArray[np.bool_]:
+    """Which shells of spectra `(*, wavenumber)` have more power than rounding errors."""
+    return np.asarray(power > ROUNDING * power.sum(-1, keepdims=True))
 
 
 def transformed(
@@ -142,22 +149,74 @@ def shells(values: NDArray, k: NDArray[np.integer]) -> NDArray[np.float64]:
     return np.asarray(np.stack(summed).reshape(*values.shape[:-1], -1), dtype=np.float64)
 
 
+def spectral_ratio(a: NDArray, b: NDArray) -> NDArray[np.float64]:
+    """Divides spectra `(*, wavenumber)`, NaN where the second one is but rounding errors."""
+    return np.asarray(a / np.where(beyond_rounding(b), b, np.nan))
+
+
+class Transform(Protocol):
+    """What takes fields apart into waves.
+
+    Attributes:
+        k: The wavenumber of each coefficient, with shape `(coefficient)`.
+        weights: How many waves each stands for, such that sums of squares are those of fields.
+        norm: The factor that makes half a mean square of such a sum.
+        complete: The largest wavenumber of which all waves are on the grid.
+        long_name: What the wavenumber is.
+    """
+
+    k: NDArray[np.integer]
+    weights: NDArray[np.float64]
+    norm: float
+    complete: int
+    long_name: str
+
+    def __call__(self, x: NDArray) -> NDArray:
+        """The coefficients `(field, coefficient)` of fields `(time, *space)`."""
+
+
+class Fourier:
+    """The Fourier transform over the periodic dimensions of `(*space)`, see `Transform`.
+
+    Arguments:
+        shape: The number of cells along each periodic dimension.
+        period: The period of each.
+        axes: Which axes of `(*space)` they are.
+        area: The areas of the cells, which are the same along these axes (default: all equal).
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        period: Sequence[float],
+        axes: Sequence[int],
+        area: NDArray | None = None,
+    ) -> None:
+        self.k, self.period = wavenumbers(shape, period).ravel(), period
+        # Behind the axis of time.
+        self.axes = [axis + 1 for axis in axes]
+        self.weights = np.ones(self.k.size)
+        self.norm = 1 / (2 * self.k.size**2)
+        self.root = None if area is None or (area == 1).all() else np.sqrt(area)
+        cells = (n * max(period) / p for n, p in zip(shape, period, strict=True))
+        self.complete = int(min(cells) / 2)
+        self.long_name = "isotropic wavenumber" if len(axes) > 1 else "wavenumber"
+
+    def __call__(self, x: NDArray) -> NDArray:
+        x = x if self.root is None else self.root * x
+        return transformed(x, self.axes, self.period)[0].reshape(-1, self.k.size)
+
+
 class Coherence:
     """Sums the spectra and cross spectra of members, of their mean and of the truth over blocks.
 
     Arguments:
         members: The number of members.
-        shape: The number of cells along each periodic dimension.
-        period: The period of each.
-        axes: Which axes of `(*space)` they are.
+        transform: What takes fields apart into waves.
     """
 
-    def __init__(
-        self, members: int, shape: Sequence[int], period: Sequence[float], axes: Sequence[int]
-    ) -> None:
-        self.k, self.period = wavenumbers(shape, period).ravel(), period
-        # Behind the axis of time.
-        self.axes = [axis + 1 for axis in axes]
+    def __init__(self, members: int, transform: Transform) -> None:
+        self.transform, self.k = transform, transform.k
         self.power, self.cross = np.zeros((2, members, self.k.max() + 1))
         self.mean, self.mean_cross, self.true = np.zeros((3, self.k.max() + 1))
         self.fields = 0
@@ -190,24 +249,20 @@ class Coherence:
         step = max(1, PIECE_VALUES * len(y) // y.size)
         return [slice(i, i + step) for i in range(0, len(y), step)]
 
-    def transform(self, x: NDArray) -> NDArray:
-        """The Fourier transforms `(field, coefficient)` of fields `(time, *space)`."""
-        return transformed(x, self.axes, self.period)[0].reshape(-1, self.k.size)
-
     def total(self, values: NDArray) -> NDArray[np.float64]:
         """Sums values `(field, coefficient)` over fields and shells."""
-        total = values.sum(axis=0, dtype=np.float64)
+        total = self.transform.weights * values.sum(axis=0, dtype=np.float64)
         return np.asarray(np.bincount(self.k, total, self.k.max() + 1), dtype=np.float64)
 
     @property
     def members(self) -> NDArray[np.float64]:
         """The mean spectra of the members, with shape `(member, wavenumber)`."""
-        return self.power / (2 * self.k.size**2 * self.fields)
+        return self.power * self.transform.norm / self.fields
 
     @property
     def truth(self) -> NDArray[np.float64]:
         """The mean spectrum of the truth, with shape `(wavenumber)`."""
-        return self.true / (2 * self.k.size**2 * self.fields)
+        return self.true * self.transform.norm / self.fields
 
     def of_members(self) -> NDArray[np.float64]:
         """The coherence of each member with the truth, with shape `(member, wavenumber)`."""

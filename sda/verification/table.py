@@ -99,6 +99,7 @@ def summary(scores: xr.Dataset) -> str:
     table.beside_truth("log p(y | x)", "log_likelihood")
     table.beside_truth("consistency, increments", "consistency")
     table.beside_truth("log p(x), transitions", "log_dynamics")
+    table.beside_truth("ageostrophic wind", "ageostrophic")
     table.whole("innovation mean", "overall_innovation_mean", "consistent: 0")
     table.whole("innovation variance", "overall_innovation_variance", "consistent: 1")
     table.whole("innovation chi-square", "overall_innovation_chi_square", "consistent: 1")
