@@ -152,7 +152,8 @@ def smooth(
                 )
             groups.append(Members(locals_, folder, members, made.batch, seed, MAIN, *common))
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            if stored is None:
+                shutil.rmtree(folder, ignore_errors=True)
             raise full(error, folder, "reserving room", made.disk) from error
         run = groups[-1]
         if stored is None and out is not None:
@@ -170,6 +171,11 @@ def smooth(
             raise full(error, folder, "sampling", made.disk + made.result) from error
         except KeyboardInterrupt as error:
             error.add_note(f"{max(run.level, 0)} of {len(run.levels)} levels are done")
+            raise
+        except (ValueError, TypeError, FloatingPointError) as error:
+            # Resumed, it would end so again; what was refused at the beginning has cost nothing.
+            if isinstance(error, FloatingPointError) or run.level < 0:
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         finally:
             for group in groups:

@@ -16,7 +16,7 @@ from .guidance.base import CappedPrior, PosteriorDenoiser, PriorMetric, analyse
 from .guidance.flow_dependent import FlowDependentGuidance
 from .long_blocks import AddressedNoise, Part
 from .long_local import Local, Locals, Unobserved
-from .long_states import States, read_state, reserve, write_state
+from .long_states import States, mapped, read_state, write_state
 from .sampling import PILOT, SAMPLERS, _lost, log_levels
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class Members:
         tables: The folder that pilots leave their covariance in.
         about: What the run's `state.json` says besides.
         durable: Whether the run can be resumed.
+
+    Raises:
+        OSError: If the disk has no room for the states.
+        ValueError: If the states of a run that is taken up are not as they were written.
     """
 
     def __init__(
@@ -69,10 +73,13 @@ class Members:
         self.langevin = langevin
         self.state = locals_.prior.layout.shape
         shape = (locals_.blocks.length, members, *self.state)
-        self.states = States(folder, arrays, shape, locals_.dtype)
-        self.sums = self._table("sums.bin", np.float64)
-        self.lost = self._table("lost.bin", np.uint8)
-        self.cursor = read_state(folder) or {
+        stored = read_state(folder)
+        begun = stored is not None
+        self.states = States(folder, arrays, shape, locals_.dtype, begun)
+        table = (len(locals_.parts), members)
+        self.sums = mapped(folder / "sums.bin", table, np.float64, begun)
+        self.lost = mapped(folder / "lost.bin", table, np.uint8, begun)
+        self.cursor = stored or {
             **about, "level": -1, "phase": 0, "block": 0, "x": 0, "failures": {}
         }  # fmt: skip
         self.saved = clock.monotonic()
@@ -127,6 +134,9 @@ class Members:
                 if clock.monotonic() - self.saved > CHECKPOINT:
                     self._save(block=block + 1)
             if name == "step":
+                if self.lost.any():
+                    # The steps of members that are dropped cannot be made again.
+                    self._save(block=len(self.locals.parts))
                 self._drop(level)
             swap = {"x": 1 - self.cursor["x"]} if name in ("update", "step") else {}
             self._save(phase=self.cursor["phase"] + 1, block=0, **swap)
@@ -151,13 +161,6 @@ class Members:
     @property
     def _there(self) -> str:
         return f"x{1 - self.cursor['x']}"
-
-    def _table(self, name: str, kind: type) -> np.ndarray:
-        path, shape = self.folder / name, (len(self.locals.parts), self.members)
-        size = math.prod(shape) * np.dtype(kind).itemsize
-        if not (path.is_file() and path.stat().st_size == size):
-            reserve(path, size)
-        return np.memmap(path, dtype=kind, mode="r+", shape=shape)
 
     def _save(self, **changes: int) -> None:
         """Notes how far the run is, once all that it has written is on disk."""

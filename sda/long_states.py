@@ -33,25 +33,28 @@ class States:
         names: Their names.
         shape: The shape of each.
         dtype: Their type.
+        begun: Whether they must be there, since a run is taken up.
 
     Raises:
         OSError: If the disk has no room for them.
+        ValueError: If one of a run that is taken up is missing or cut short.
     """
 
     def __init__(
-        self, folder: Path, names: Sequence[str], shape: tuple[int, ...], dtype: torch.dtype
+        self,
+        folder: Path,
+        names: Sequence[str],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        begun: bool = False,
     ) -> None:
         self.folder, self.shape = folder, shape
         self.type = np.float64 if dtype == torch.float64 else np.float32
         folder.mkdir(parents=True, exist_ok=True)
-        size = math.prod(shape) * np.dtype(self.type).itemsize
         self.arrays: dict[str, np.ndarray] = {}
         self.changed: set[str] = set()
         for name in names:
-            path = folder / f"{name}.bin"
-            if not (path.is_file() and path.stat().st_size == size):
-                reserve(path, size)
-            self.arrays[name] = np.memmap(path, dtype=self.type, mode="r+", shape=shape)
+            self.arrays[name] = mapped(folder / f"{name}.bin", shape, self.type, begun)
 
     def read(
         self, name: str, low: int, high: int, members: slice, device: torch.device | str = "cpu"
@@ -88,6 +91,23 @@ class States:
     def close(self) -> None:
         """Lets go of the files."""
         self.arrays.clear()
+
+
+def mapped(path: Path, shape: tuple[int, ...], kind: Any, begun: bool) -> np.ndarray:
+    """An array that is a file, of zeros unless a run is taken up, see `States`."""
+
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    found = path.stat().st_size if path.is_file() else -1
+    if begun and found != size:
+        wrong = "is missing" if found < 0 else f"has {found} of {size} bytes"
+        raise ValueError(
+            f"the interrupted run cannot be resumed: {str(path)!r} {wrong}. Give overwrite=true to "
+            f"begin again"
+        )
+    if found != size:
+        reserve(path, size)
+
+    return np.memmap(path, dtype=kind, mode="r+", shape=shape)
 
 
 def reserve(path: Path, size: int) -> None:

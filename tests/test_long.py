@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -323,6 +324,70 @@ def test_a_full_disk_and_a_posterior_to_replace(prior, observations, tmp_path, m
         new = values(assimilate(prior, observations, out=out, resume=True, **options))
         assert not pieces and not np.allclose(new, old)
     assert np.array_equal(new, values(assimilate(prior, observations, **options)))
+
+
+def test_a_state_that_is_lost_is_not_taken_for_one(prior, observations, tmp_path, monkeypatch):
+    """A file of a run that is missing or cut short is named, never read as zeros."""
+
+    options = {"members": 2, "seed": 5, "frames": 60, "steps": 2, "langevin": None}
+    for guidance, file, damage, wrong in (
+        ("static", "x0.bin", lambda path: path.unlink(), "is missing"),
+        ("static", "sums.bin", lambda path: os.truncate(path, 4), "has 4 of .* bytes"),
+        ("hybrid", "pilots/past1.bin", lambda path: os.truncate(path, 9), "has 9 of .* bytes"),
+    ):
+        out = tmp_path / f"{file.replace('/', '-')}.zarr"
+        with monkeypatch.context() as patch:
+            stopped(patch, 6, KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                assimilate(prior, observations, out=out, guidance=guidance, **options)
+        damage(tmp_path / f".{out.name}.sampling" / file)
+        with pytest.raises(ValueError, match=f"cannot be resumed: .*{file}' {wrong}.*overwrite"):
+            assimilate(prior, observations, out=out, guidance=guidance, resume=True, **options)
+
+
+def test_what_cannot_be_sampled_leaves_nothing(prior, observations, tmp_path, monkeypatch):
+    """No state of a run that would end in the same way again, and nothing in the way of others."""
+
+    options = {"members": 2, "frames": 60, "steps": 2, "guidance": "static", "langevin": None}
+    out = tmp_path / "p.zarr"
+    step = SAMPLERS["xeab"].step
+    with monkeypatch.context() as patch:
+        patch.setattr(SAMPLERS["xeab"], "step", lambda *a: step(*a) + float("inf"))
+        with pytest.raises(FloatingPointError, match="no member could be sampled"):
+            assimilate(prior, observations, out=out, **options)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="relinearisations"):
+        bad = {"name": "static", "relinearisations": -1}
+        assimilate(prior, observations, out=out, **{**options, "guidance": bad})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_while_members_are_dropped(prior, observations, tmp_path, monkeypatch):
+    """A member that was found lost stays lost, whatever was cleared of it before the kill."""
+
+    options = {"members": 3, "seed": 5, "frames": 60, "steps": 6, "guidance": "static"}
+    step, drop = SAMPLERS["xeab"].step, sda.long_members.Members._drop
+
+    def wild(self, i, x, mean, *arguments):
+        x = step(self, i, x, mean, *arguments)
+        # Only the history tells that it is lost: cleared, the member would go on.
+        if i == 2 and self.history and self.history[0][1].abs().sum() > 0:
+            x[1] = 1e9
+        return x
+
+    def killed(self, level):
+        drop(self, level)
+        if self.lost.any():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SAMPLERS["xeab"], "step", wild)
+    out = tmp_path / "p.zarr"
+    with monkeypatch.context() as patch:
+        patch.setattr(sda.long_members.Members, "_drop", killed)
+        with pytest.raises(KeyboardInterrupt):
+            assimilate(prior, observations, out=out, **options)
+    with pytest.warns(RuntimeWarning, match="member 1 diverged at level 2"):
+        assimilate(prior, observations, out=out, resume=True, **options)
 
 
 def redone(pieces):
