@@ -27,6 +27,7 @@ import xarray as xr
 
 from dynamics.simulate import compute_device
 
+from .cf.times import first_state
 from .denoiser import Denoiser, GaussianDenoiser
 from .store import PosteriorMemory, PosteriorWriter, check_target
 from .transfer import fetch
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .langevin import Langevin
     from .observation import Observations
     from .prior import Prior
+    from .quality import Quality
     from .smc import ParticleStep
 
 TASKS = ("smooth", "filter", "forecast")
@@ -82,6 +84,7 @@ def assimilate(
     progress: bool = False,
     cluster: Any = None,
     workers: int | None = None,
+    quality: "Quality | Mapping[str, Any] | bool | None" = None,
 ) -> xr.Dataset:
     r"""Samples an ensemble from the posterior of a trajectory given observations.
 
@@ -134,6 +137,8 @@ def assimilate(
             `dynamics.cluster.connect` (default: this process does). For "smooth" only; the workers
             must see `out`.
         workers: The number of processes of cluster="local", which it implies.
+        quality: Whether observations in gross error are left out: thresholds of `sda.quality`, or
+            True for the usual ones. What was rejected is in the attributes of the posterior.
 
     Returns:
         The posterior, with dimensions `(member, time, *space)` and one variable per variable of
@@ -158,6 +163,10 @@ def assimilate(
 
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
+    if quality and task != "filter":
+        from .quality import check
+
+        observations = check(prior, observations, quality, time).accepted
     if cluster is not None or workers is not None:
         if task != "smooth" or frames is not None:
             raise ValueError(
@@ -257,7 +266,7 @@ def assimilate(
         return smooth(
             prior, observations, members, seed, out, time, method=method, options=options,
             langevin=langevin, schedule=schedule, memory=memory, dtype=dtype, device=device,
-            precision=precision, settings=settings, attrs=provenance(settings, prior),
+            precision=precision, settings=settings, attrs=provenance(settings, prior) | observations.notes,
             overwrite=overwrite, resume=resume, frames=frames, progress=progress,
         )  # fmt: skip
 
@@ -283,7 +292,7 @@ def assimilate(
             f"{block}"
         )
 
-    attrs = provenance(settings, prior)
+    attrs = provenance(settings, prior) | observations.notes
     sink: PosteriorWriter | PosteriorMemory | Target
     if isinstance(out, Target):
         sink = out.open(layout, time, members, block, settings, attrs, settings["dtype"])
@@ -354,6 +363,7 @@ def trajectory_times(
     dt = prior.layout.dt
     first, last = observations.span
     if time is None:
+        first = first_state(prior.layout, first)
         # Observations may span less than the prior's window; the states after them are free.
         length = max(1 + math.ceil((last - first) / dt - 1e-3), prior.window)
         if too_long(prior, length, memory):
@@ -378,6 +388,13 @@ def trajectory_times(
 
 def too_long(prior: "Prior", length: int, memory: int | str) -> bool:
     """Whether not even the covariance of a trajectory's states fits in memory."""
+
+    if prior.climatology.kind in ("zonal", "low_rank"):
+        from .long_plan import DECOMPOSED
+
+        waves, rows = prior.climatology.matrices
+        return 8 * DECOMPOSED * waves * (length * rows) ** 2 > size_in_bytes(memory)
+
     return 8 * (length * prior.layout.shape[0]) ** 2 > size_in_bytes(memory)
 
 

@@ -108,6 +108,13 @@ class Rule:
 
 RULES = {
     "members": Rule("integer", low=1, optional=True),
+    "data": Rule("list"),
+    "variables": Rule("list", optional=True),
+    "dims": Rule("mapping", optional=True),
+    "fill": Rule("text", choices=("climatology",), optional=True),
+    "transform": Rule("mapping", optional=True),
+    "seasonal": Rule("integer", low=0, optional=True),
+    "diurnal": Rule("integer", low=0),
     "member": Rule("integer", low=0),
     "length": Rule("integer", low=1, optional=True),
     "spinup": Rule("integer", low=0),
@@ -493,11 +500,11 @@ def build_prior(config: Mapping[str, Any], device: str = "cpu") -> "Prior":
 
     import torch
 
+    from .cf import prepare
     from .prior import GaussianPrior, Prior
-    from .store import open_dataset
 
     if config["source"] == "gaussian":
-        return GaussianPrior.fit(open_dataset(config["data"]), config["window"]).to(device)
+        return GaussianPrior.fit(prepare(config["data"]), config["window"]).to(device)
     prior = Prior.load(config["source"], device)
     return prior.with_network(torch.float32, compiled=True) if config.get("compile") else prior
 
@@ -568,17 +575,19 @@ def run_training(config: Mapping[str, Any]) -> "Prior":
     """
 
     from .assimilation import size_in_bytes
+    from .cf import prepare
     from .prior import GaussianPrior
-    from .store import open_dataset
     from .symmetry import Symmetry
 
     arguments = dict(config["training"])
     symmetries = [Symmetry(**each) for each in arguments.pop("symmetries")]
-    dataset, out = open_dataset(config["data"]), Path(config["out"])
+    out = Path(config["out"])
     name = config["name"] or out.name
+    if config["network"]["name"] == "none" and out.exists() and not config["overwrite"]:
+        raise FileExistsError(f"{out} exists: give overwrite=true or another path")
+    reading = ("variables", "dims", "levels", "fill", "transform", "seasonal", "diurnal")
+    dataset = prepare(config["data"], **{key: config[key] for key in reading})
     if config["network"]["name"] == "none":
-        if out.exists() and not config["overwrite"]:
-            raise FileExistsError(f"{out} exists: give overwrite=true or another path")
         window = arguments["climatology_window"] or arguments["window"]
         prior: Prior = GaussianPrior.fit(dataset, window, symmetries=symmetries, name=name)
         prior.save(out)
@@ -599,7 +608,8 @@ def run_training(config: Mapping[str, Any]) -> "Prior":
         "progress",
     )  # fmt: skip
     return train(
-        config["data"],
+        # A store of the package's own is read directly, without a task graph.
+        config["data"] if dataset.plain else dataset,
         out,
         TrainingOptions(network=network, levels=levels, seed=config["seed"], **arguments),
         name=name,

@@ -45,6 +45,7 @@ from dynamics.layout import Layout
 from dynamics.simulate import compute_device
 
 from .analyses import AnalysisWriter
+from .cf.times import first_state
 from .observation import Observations
 from .observation.domain import TIME_TOLERANCE, Grid
 from .observation.recent import Piece, Window, split
@@ -353,7 +354,9 @@ class Assimilator:
         if code in self.taken:
             return None
         # What does not fit must not decide when the first cycle is.
-        start = observations.span[0] if self.start is None else self.start
+        start = self.start
+        if start is None:
+            start = first_state(self.layout, observations.span[0])
         pieces = split(observations, self.layout, start)
         if not pieces:
             raise ValueError("the observations hold no value: all of them are NaN or masked")
@@ -429,7 +432,8 @@ class Assimilator:
         known, before = False, self.start
         try:
             if time is not None and self.start is None:
-                self.start = float(time) if observations is None else observations.span[0]
+                first = float(time) if observations is None else observations.span[0]
+                self.start = first_state(self.layout, first)
             due = None if time is None else self.cycle_at(time)
             if due is not None and due < self.cycle - (observations is not None):
                 raise ValueError(
@@ -882,7 +886,7 @@ def analysis_times(
     """
 
     dt = prior.layout.dt
-    first, last = observations.span
+    first, last = first_state(prior.layout, observations.span[0]), observations.span[1]
     if time is None:
         pieces = split(observations, prior.layout, first)
         steps = [piece.last for piece in pieces]

@@ -33,6 +33,7 @@ from .assimilation import (
     size_in_bytes,
     trajectory_times,
 )
+from .cf.times import first_state
 from .conditional import Continuation
 from .departure import Departure, check_count
 from .partial import Partial
@@ -462,7 +463,7 @@ def forecast_from_observations(
         check_target(Path(out), overwrite, resume)
     dt = prior.layout.dt
     if time is None:
-        first, last = observations.span
+        first, last = first_state(prior.layout, observations.span[0]), observations.span[1]
         length = 1 + math.ceil((last - first) / dt - 1e-3)
         time = first + dt * np.arange(length)
     time = trajectory_times(prior, observations, time, memory)

@@ -38,6 +38,7 @@ from .trajectory import TrajectoryDenoiser
 from .window import WindowDenoiser
 
 if TYPE_CHECKING:
+    from .cf.prepare import Prepared
     from .observation import Likelihood, Observations
 
 FORMAT = 1
@@ -329,20 +330,32 @@ class GaussianPrior(Prior):
     @classmethod
     def fit(
         cls,
-        dataset: xr.Dataset | str | Path,
+        dataset: "xr.Dataset | str | Path | Prepared",
         window: int,
         *,
         symmetries: Sequence[Symmetry] = (),
         name: str = "gaussian",
+        info: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> "GaussianPrior":
-        """Fits the climatology of a dataset in one streamed pass, see `Climatology.fit`."""
+        """Fits the climatology of a dataset in one streamed pass, see `Climatology.fit`.
 
+        The dataset is one of the package's own, or one that `sda.cf.prepare` has made of another.
+        """
+
+        from .cf.prepare import Prepared
+        from .cf.series import for_fitting
+
+        info, anomalies = dict(info or {}), None
+        if isinstance(dataset, Prepared):
+            anomalies, info = dataset.anomalies, {**dataset.info, **info}
+            options.setdefault("layout", dataset.layout)
+            dataset = for_fitting(dataset.dataset, window)
         climatology = Climatology.fit(
             open_dataset(dataset), window, symmetries=symmetries, **options
         )
 
-        return cls(climatology, name=name, symmetries=symmetries)
+        return cls(climatology, None, name, symmetries, info, anomalies=anomalies)
 
 
 def find(name: str | Path) -> Path:

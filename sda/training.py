@@ -27,6 +27,9 @@ from torch.utils.data import DataLoader
 
 from dynamics.layout import Layout
 
+from .cf.anomalies import Anomalies
+from .cf.prepare import Prepared
+from .cf.series import for_training
 from .climatology import Climatology
 from .data import Batches, NoiseLevels, Prefetch, Windows, open_dataset
 from .exposure import calibrate
@@ -134,7 +137,7 @@ class TrainingOptions:
 
 
 def train(
-    dataset: xr.Dataset | str | Path,
+    dataset: xr.Dataset | str | Path | Prepared,
     out: str | Path,
     options: TrainingOptions,
     *,
@@ -164,7 +167,9 @@ def train(
     the others return the same prior without the report on its errors.
 
     Arguments:
-        dataset: Trajectories as `simulate` writes them; may be larger than memory.
+        dataset: Trajectories as `simulate` writes them, or what `sda.cf.prepare` has made of other
+            data; may be larger than memory. A single trajectory is cut into blocks of time, the
+            last of which is held out, see `sda.cf.series`.
         out: The folder of the prior.
         options: What the run depends on.
         name: The name of the prior (default: that of the folder).
@@ -209,9 +214,16 @@ def train(
     if out.exists() and any(out.iterdir()) and not (resume or overwrite):
         raise FileExistsError(f"{out} exists: give overwrite=true, resume=true or another path")
 
-    source, data = dataset, open_dataset(dataset)
+    anomalies: Anomalies | None = None
+    source: Any = dataset
+    if isinstance(dataset, Prepared):
+        source, anomalies = dataset.dataset, dataset.anomalies
+        info = {**dataset.info, **(info or {})}
+    data = open_dataset(source)
     layout = Layout.from_dataset(data, [str(v) for v in data.data_vars if "time" in data[v].dims])
-    training, held_out = split_members(data.sizes.get("member", 1), options.held_out)
+    if data.sizes.get("member", 1) == 1:
+        source = data = for_training(data, options.window, options.held_out)
+    training, held_out = split_members(data.sizes["member"], options.held_out)
 
     torch.manual_seed(options.seed)
     if resume:
@@ -287,7 +299,7 @@ def train(
     average.network.load_state_dict(module.final)
     average.eval().requires_grad_(False)
     if not trainer.is_global_zero:
-        return Prior(climatology, average, name or out.name, symmetries, info)
+        return Prior(climatology, average, name or out.name, symmetries, info, anomalies=anomalies)
     held = Windows(source, layout, options.window, held_out, memory)
     errors = denoising_error(average, climatology, held)
     record = {
@@ -299,7 +311,7 @@ def train(
         "data": {str(k): str(v) for k, v in data.attrs.items()},
         **(info or {}),
     }
-    prior = Prior(climatology, average, name or out.name, symmetries, record)
+    prior = Prior(climatology, average, name or out.name, symmetries, record, anomalies=anomalies)
     if options.calibrate:
         prior.exposure = calibrate(prior, seed=options.seed)
     prior.save(out, card=model_card(prior))

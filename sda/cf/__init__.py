@@ -1,6 +1,19 @@
 """Data and observations as the community writes them: CF conventions, calendars, units."""
 
+from .anomalies import Anomalies
 from .canonical import canonical, open_data
+from .prepare import Prepared, prepare
+from .seasonal import SeasonalCycle
 from .times import Clock
+from .transforms import Transform
 
-__all__ = ["Clock", "canonical", "open_data"]
+__all__ = [
+    "Anomalies",
+    "Clock",
+    "Prepared",
+    "SeasonalCycle",
+    "Transform",
+    "canonical",
+    "open_data",
+    "prepare",
+]

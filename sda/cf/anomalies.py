@@ -59,25 +59,31 @@ class Anomalies:
     def fit(
         cls,
         dataset: xr.Dataset,
+        layout: Layout | None = None,
         *,
         transform: Mapping[str, Any] | None = None,
         seasonal: int | None = None,
         diurnal: int = 0,
+        fill: bool = False,
     ) -> "Anomalies":
         """Finds the numbers of transforms and the seasonal cycle, in a pass over the data each.
 
         Arguments:
             dataset: The physical states, see `sda.cf.canonical`.
+            layout: Their layout (default: read off the dataset).
             transform: The transforms by variable: a name or a mapping, see `Transform`.
             seasonal, diurnal: The harmonics, see `SeasonalCycle.fit`.
+            fill: Whether the cycle has to fill gaps: it is then the mean at least.
 
         Raises:
             ValueError: If a transform does not suit the data, or dates do not resolve the cycle.
         """
 
-        layout = Layout.from_dataset(dataset)
+        layout = layout or Layout.from_dataset(dataset)
         made = cls(layout, settle(dataset[list(layout.variables)], transform or {}))
-        made.cycle = SeasonalCycle.fit(made.transformed(dataset), layout, seasonal, diurnal)
+        made.cycle = SeasonalCycle.fit(
+            made.transformed(dataset), layout, seasonal, diurnal, always=fill
+        )
 
         return made
 

@@ -59,7 +59,12 @@ class SeasonalCycle:
 
     @classmethod
     def fit(
-        cls, dataset: xr.Dataset, layout: Layout, harmonics: int | None = None, diurnal: int = 0
+        cls,
+        dataset: xr.Dataset,
+        layout: Layout,
+        harmonics: int | None = None,
+        diurnal: int = 0,
+        always: bool = False,
     ) -> "SeasonalCycle | None":
         """Fits the cycle in one pass over a dataset, which may have gaps.
 
@@ -69,6 +74,7 @@ class SeasonalCycle:
             harmonics: The harmonics of the year (default: up to three that two years or more of
                 dates resolve); with 0 there is no cycle.
             diurnal: The harmonics of the day.
+            always: Whether a cycle without harmonics, the mean of each cell, is one too.
 
         Returns:
             The cycle; None where there is none to be fitted.
@@ -79,21 +85,21 @@ class SeasonalCycle:
 
         clock = Clock.of(layout)
         time = np.asarray(dataset["time"].values, dtype=np.float64)
-        if harmonics == 0 and not diurnal:
+        if harmonics == 0 and not diurnal and not always:
             return None
         if clock is None:
-            if harmonics is None and not diurnal:
+            if harmonics is None and not diurnal and not always:
                 return None
             raise ValueError(
                 f"a seasonal cycle needs dates, but the times are numbers in units "
                 f"{layout.time_units!r}: give them units such as 'hours since 2000-01-01', or "
-                f"seasonal=0"
+                f"neither seasonal nor fill"
             )
         years = (time[-1] - time[0] + layout.dt) / clock.per_day / 365
         if harmonics is None:
             most = HARMONICS if years >= YEARS else 0
             harmonics = next(k for k in range(most, -1, -1) if resolved(clock, time, k, diurnal))
-            if not harmonics and not diurnal:
+            if not harmonics and not diurnal and not always:
                 return None
         elif not resolved(clock, time, harmonics, diurnal):
             raise ValueError(

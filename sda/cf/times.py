@@ -3,7 +3,8 @@
 The engine counts time in numbers, in steps of `dt`. Dates of any CF calendar become hours or days
 since the first day of the data. Monthly (and yearly) means are not uniform in days: they become
 months of 30 days, that is dates of the calendar `360_day`, in which a day keeps its year, month and
-place within the month. Both decode to dates wherever CF is read.
+place within the month. Both decode to dates wherever CF is read. The
+first time of the data is the reference date, so that its states are at multiples of `dt`.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ import xarray as xr
 # The part of a step within which two times are the same: many are stored in single precision.
 TOLERANCE = 1e-3
 MONTHLY = "360_day"
+# The days by which a date may miss that of a monthly mean.
+NEAR = 1.5
 # Names of the calendar that clocks on the wall follow.
 REAL = {"standard", "gregorian", "proleptic_gregorian"}
 SHOWN = 3
@@ -112,6 +115,12 @@ class Clock:
                 f"{len(wrong)} of {len(dates)} dates do not exist in the calendar "
                 f"{self.calendar!r}, the first is {wrong[0]}: leave them out"
             )
+
+        if self.months:
+            # The middle of a month is that of its mean, whether it has 28 days or 31.
+            month = 30 * self.per_day
+            nearest = month * np.round(found / month)
+            found = np.where(np.abs(found - nearest) <= NEAR * self.per_day, nearest, found)
 
         return found
 
@@ -222,16 +231,14 @@ def uniform(time: xr.DataArray) -> xr.DataArray:
 
     first = clock.dates(numbers[0])[0]
     if np.allclose(steps, steps[0], rtol=TOLERANCE, atol=0):
-        days = steps[0] / clock.per_day
+        days = float(np.mean(steps)) / clock.per_day
         unit, scale = ("days", 1.0) if abs(days - round(days)) < 1e-6 else ("hours", 24.0)
-        own = Clock(
-            f"{unit} since {first.year:04d}-{first.month:02d}-{first.day:02d}", clock.calendar
+        text_ = f"{first.year:04d}-{first.month:02d}-{first.day:02d}"
+        if (first.hour, first.minute, first.second) != (0, 0, 0):
+            text_ += f" {first.hour:02d}:{first.minute:02d}:{first.second:02d}"
+        return coordinate(
+            days * scale * np.arange(len(numbers)), f"{unit} since {text_}", clock.calendar
         )
-        start = (
-            first.hour + (first.minute + (first.second + first.microsecond * 1e-6) / 60) / 60
-        ) / 24
-        dt = float(np.mean(steps)) / clock.per_day * scale
-        return coordinate(start * scale + dt * np.arange(len(steps) + 1), own.units, own.calendar)
 
     days = steps / clock.per_day
     if days.min() < 27.5:
@@ -249,10 +256,21 @@ def uniform(time: xr.DataArray) -> xr.DataArray:
         )
     lengths = np.array([days_in_month(date) for date in dates])
     place = np.mean([(d.day - 1 + d.hour / 24) / n for d, n in zip(dates, lengths, strict=True)])
-    start = min(round(30 * float(place)), 29)
-    reference = f"days since {first.year:04d}-{first.month:02d}-01"
+    day = 1 + min(round(30 * float(place)), 29)
+    reference = f"days since {first.year:04d}-{first.month:02d}-{day:02d}"
 
-    return coordinate(start + 30.0 * (months - months[0]), reference, MONTHLY)
+    return coordinate(30.0 * (months - months[0]), reference, MONTHLY)
+
+
+def first_state(layout: Any, time: float) -> float:
+    """The time of the first state of a trajectory that covers a time.
+
+    Where times are dates, states are at the times of day, or the days of the month, of the data.
+    """
+
+    if " since " not in layout.time_units:
+        return time
+    return float(layout.dt * np.floor(time / layout.dt + TOLERANCE))
 
 
 def check_increasing(name: str, steps: np.ndarray, numbers: np.ndarray, text: Any) -> None:
