@@ -120,6 +120,18 @@ class Climatology(nn.Module):
 
         return self._cache[key].to(self.mean.device)
 
+    @property
+    def matrices(self) -> tuple[int, int]:
+        """How many matrices a covariance is decomposed into, and the rows of each for a frame."""
+
+        if self.kind == "spectral":
+            return math.prod(self.moments["blocks"].shape[:-2]), self.layout.shape[0]
+        found = [(len(t), t.shape[-1]) for n, t in self.moments.items() if n.endswith(".coupled")]
+        if not found:
+            return 1, math.prod(self.layout.shape)
+
+        return sum(n for n, _ in found), max(size for _, size in found) // self.window
+
     def forget(self, length: int, dtype: torch.dtype = torch.float32) -> None:
         """Frees the memory of a covariance that is not needed again."""
         self._cache.pop((length, dtype), None)

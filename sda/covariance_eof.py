@@ -187,53 +187,82 @@ class Rotation(nn.Module):
             matrix(self.rest, last),
         )
 
-    def forward(self, h: Tensor) -> Tensor:
-        """Applies the eigenvectors' adjoint to all coefficients; returns those of the section."""
+    def eofs(self, h: Tensor) -> Tensor:
+        """From all coefficients `(κ, d, time, B)` to the section's, in EOFs and what is left."""
 
         h = h[self.waves]
         h = (h.real if h.is_complex() and not self.complex else h).contiguous()
-        count, size, length, batch = h.shape
-        flat, k, r = h.flatten(2), self.k, self.r
-        if k == size:
+        flat, k = h.flatten(2), self.k
+        if k == h.shape[1]:
             flat = self.basis.mH @ flat
         elif k:
             flat = flat - self.mirror @ (self.mirror.mH @ flat)
             flat = torch.cat((self.turn @ flat[:, :k], flat[:, k:]), dim=1)
-        c = flat.unflatten(2, (length, batch))
-        parts = []
-        if r:
-            lead = self.coupled.mH @ c[:, :r].reshape(count, r * length, batch)
-            parts.append(lead.unflatten(1, (r, length)))
-        if k > r:
-            parts.append(self.own.mH @ c[:, r:k])
-        if k < size:
-            parts.append(self.rest.mH[:, None] @ c[:, k:])
 
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        return flat.unflatten(2, h.shape[2:])
+
+    def fields(self, c: Tensor) -> Tensor:
+        """The adjoint of `eofs`, for the section's wavenumbers."""
+
+        flat, k = c.flatten(2), self.k
+        if k == c.shape[1]:
+            flat = self.basis @ flat
+        elif k:
+            flat = torch.cat((self.turn.mH @ flat[:, :k], flat[:, k:]), dim=1)
+            flat = flat - self.mirror @ (self.mirror.mH @ flat)
+
+        return flat.unflatten(2, c.shape[2:])
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Applies the eigenvectors' adjoint to all coefficients; returns those of the section."""
+
+        c = self.eofs(h)
+        count, size, length, batch = c.shape
+        parts = []
+        if self.r:
+            lead = self.coupled.mH @ c[:, : self.r].reshape(count, -1, batch)
+            parts.append(lead.unflatten(1, (self.r, length)))
+        if self.k > self.r:
+            parts.append(self.own.mH @ c[:, self.r : self.k])
+        if self.k < size:
+            parts.append(self.rest.mH[:, None] @ c[:, self.k :])
+
+        return torch.cat(parts, dim=1)
 
     def inverse(self, c: Tensor) -> Tensor:
         """The adjoint of `forward`, for the section's wavenumbers."""
 
         count, size, length, batch = c.shape
-        k, r = self.k, self.r
         parts = []
-        if r:
-            lead = self.coupled @ c[:, :r].reshape(count, r * length, batch)
-            parts.append(lead.unflatten(1, (r, length)))
-        if k > r:
-            parts.append(self.own @ c[:, r:k])
-        if k < size:
-            parts.append(self.rest[:, None] @ c[:, k:])
-        if 0 < k < size:
-            parts = [p.flatten(2) for p in parts]
-            lead = self.turn.mH @ (torch.cat(parts[:-1], dim=1) if len(parts) > 2 else parts[0])
-            flat = torch.cat((lead, parts[-1]), dim=1)
-            flat = flat - self.mirror @ (self.mirror.mH @ flat)
-        else:
-            flat = (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]).flatten(2)
-            flat = self.basis @ flat if k else flat
+        if self.r:
+            lead = self.coupled @ c[:, : self.r].reshape(count, -1, batch)
+            parts.append(lead.unflatten(1, (self.r, length)))
+        if self.k > self.r:
+            parts.append(self.own @ c[:, self.r : self.k])
+        if self.k < size:
+            parts.append(self.rest[:, None] @ c[:, self.k :])
 
-        return flat.unflatten(2, (length, batch))
+        return self.fields(torch.cat(parts, dim=1))
+
+    def power(self, weight: Tensor) -> Tensor:
+        """The sum over the values of each frame of the diagonal of `Vᵀ diag(weight) V`.
+
+        Arguments:
+            weight: Of each coefficient, with shape `(κ, d, time)`, in double precision.
+
+        Returns:
+            A vector with shape `(time)`.
+        """
+
+        count, size, length = weight.shape
+        lead = self.coupled.abs().double().square().reshape(count, self.r, length, self.r * length)
+        total = torch.einsum("grtn,gn->t", lead, weight[:, : self.r].flatten(1))
+        own = self.own.abs().double().square()
+        total = total + torch.einsum("gktn,gkn->t", own, weight[:, self.r : self.k])
+        rest = self.rest.abs().double().square()
+        total = total + torch.einsum("gtn,gkn->t", rest, weight[:, self.k :])
+
+        return total * (2 if self.complex else 1)
 
 
 class EofCovariance(Covariance):
@@ -264,7 +293,7 @@ class EofCovariance(Covariance):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.shape = tuple(shape)
+        self.shape, self.mask = tuple(shape), mask
         self.waves = Waves(self.shape[1:], axis, mask)
         waves = sorted(int(w) for section in sections for w in section.waves)
         sizes = {section.basis.shape[1] for section in sections}
@@ -298,6 +327,17 @@ class EofCovariance(Covariance):
         """The statistics, in double precision."""
         return [rotation.section() for rotation in self.rotations]
 
+    def variance(self, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """The mean over the values of each frame of the diagonal of `fn(Σ)`, with shape `(time)`.
+
+        Arguments:
+            fn: An elementwise function of the eigenvalues, in double precision.
+        """
+
+        total = sum(r.power(fn(r.values.double())) for r in self.rotations)
+
+        return torch.as_tensor(total) * self.shape[0] / self.size
+
     def transform(self, x: Tensor) -> Tensor:
         self._check(x)
         h, parts = self.waves.analyse(x), []
@@ -326,7 +366,7 @@ class EofCovariance(Covariance):
                 c = part.reshape(-1, *rotation.values.shape).permute(1, 2, 3, 0)
             out.append(rotation.inverse(c))
 
-        return self._together(out, land)
+        return self.together(out, land)
 
     def apply(self, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:  # type: ignore[override]
         self._check(x)
@@ -340,9 +380,11 @@ class EofCovariance(Covariance):
             out.append(rotation.inverse(rotation(h) * w))
         land = least * x.flatten(2)[..., self.waves.land].flatten(1) if self.land else None
 
-        return self._together(out, land)
+        return self.together(out, land)
 
-    def _together(self, parts: list[Tensor], land: Tensor | None) -> Tensor:
+    def together(self, parts: list[Tensor], land: Tensor | None = None) -> Tensor:
+        """Trajectories from the coefficients of each section, and from their values on land."""
+
         if self.waves.axis is None:
             h = parts[0]
         else:

@@ -31,6 +31,7 @@ from torch import Tensor
 from dynamics.random import member_generator
 
 from .covariance import Covariance, DenseCovariance, SpectralCovariance
+from .covariance_eof import EofCovariance
 from .observation.domain import TIME_TOLERANCE, Points
 from .observation.observations import Observations, ObservationSet
 
@@ -139,11 +140,10 @@ def halo_of(prior: "Prior", tolerance: float = TOLERANCE) -> int:
         ValueError: If the climatology has correlations over more than can be measured.
     """
 
-    unit, layout = unit_of(prior), prior.layout
+    unit = unit_of(prior)
     least = unit * math.ceil(prior.window / unit)
-    spectral = prior.climatology.kind == "spectral"
-    each = layout.shape[0] if spectral else math.prod(layout.shape)
-    most = (SPECTRAL_MOST if spectral else DENSE_MOST) // each
+    waves, each = prior.climatology.matrices
+    most = (SPECTRAL_MOST if waves > 1 else DENSE_MOST) // max(each, 1)
     count = FEWEST
     while count * unit <= max(most, FEWEST * unit):
         length = count * unit
@@ -201,6 +201,9 @@ def error_variance(covariance: Covariance, s: float) -> Tensor:
         e = covariance.eigenvalues.double()
         power = covariance.basis.double().square().unflatten(0, (length, -1)).sum(1)
         return power @ (e * s**2 / (e + s**2)) / values
+
+    if isinstance(covariance, EofCovariance):
+        return covariance.variance(lambda e: e * s**2 / (e + s**2))
 
     raise ValueError("a low rank climatology has no longer trajectories, and no halos")
 

@@ -95,15 +95,13 @@ def plan(
         )
     budget, unit, state = size_in_bytes(memory), unit_of(prior), prior.layout.shape
     item = torch.finfo(dtype).bits // 8
-    spectral = prior.climatology.kind == "spectral"
-    waves = math.prod((*state[1:-1], state[-1] // 2 + 1)) if spectral else 1
+    waves, rows = prior.climatology.matrices
 
     def needs(core: int, halo: int) -> tuple[int, int]:
         """The bytes of a block, and of each of its members."""
 
         extent = min(length, core + 2 * halo)
-        matrix = 8 * DECOMPOSED * waves * (extent * math.prod(state) // (
-            math.prod(state[1:]) if spectral else 1)) ** 2  # fmt: skip
+        matrix = 8 * DECOMPOSED * waves * (extent * rows) ** 2
         each = COPIES * extent * math.prod(state) * item
         if method != "static":
             matrix *= 2

@@ -24,6 +24,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .covariance import Covariance, DenseCovariance, LowRankCovariance, SpectralCovariance
+from .covariance_eof import EofCovariance, Section
 
 # The smallest variance of a direction of the tail that is taken for one, over the largest.
 RELATIVE_FLOOR = 1e-11
@@ -173,6 +174,58 @@ class LowRankComplement(Complement):
         return ((tail.flatten(1) @ self.rows) @ self.columns.mT).reshape(-1, *self.future)
 
 
+class EofComplement(Complement):
+    """That of a covariance in EOFs: each group of them by itself.
+
+    Arguments:
+        covariance: The covariance of all states.
+        known: The number of states of the tail.
+        dtype: The dtype in which it is applied.
+    """
+
+    covariance: EofCovariance
+
+    def __init__(self, covariance: EofCovariance, known: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        length, *state = covariance.shape
+        self.known, self.future = known, (length - known, *state)
+        sections = []
+        for i, section in enumerate(covariance.sections()):
+            r = section.coupled.shape[-1] // length
+            blocks = (section.coupled, section.own, section.rest)
+            rest = []
+            for name, block in zip(("coupled", "own", "rest"), blocks, strict=True):
+                matrix, left = complement(block, known * (r if name == "coupled" else 1))
+                rest.append(left)
+                single = torch.complex64 if matrix.is_complex() else torch.float32
+                matrix = matrix if dtype == torch.float64 else matrix.to(single)
+                self.register_buffer(f"{name}{i}", matrix, persistent=False)
+            sections.append(Section(section.waves, section.basis, *rest))
+        self.covariance = EofCovariance(
+            sections, self.future, covariance.waves.axis, covariance.mask, dtype
+        )
+
+    def regress(self, tail: Tensor) -> Tensor:
+        h, out = self.covariance.waves.analyse(tail), []
+        for i, rotation in enumerate(self.covariance.rotations):
+            c = rotation.eofs(h)
+            count, size, _, batch = c.shape
+            future = c.new_zeros(count, size, self.future[0], batch)
+            r, k = rotation.r, rotation.k
+            if r:
+                # Frames are outermost in the matrix, EOFs in the coefficients.
+                lead = c[:, :r].transpose(1, 2).reshape(count, -1, batch)
+                lead = (self.get_buffer(f"coupled{i}") @ lead).unflatten(1, (-1, r))
+                future[:, :r] = lead.transpose(1, 2)
+            if k > r:
+                future[:, r:k] = self.get_buffer(f"own{i}") @ c[:, r:k]
+            if k < size:
+                future[:, k:] = self.get_buffer(f"rest{i}")[:, None] @ c[:, k:]
+            out.append(rotation.fields(future))
+
+        return self.covariance.together(out)
+
+
 def complement(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The regression on the first values of a Gaussian vector, and the covariance of the others.
 
@@ -185,6 +238,9 @@ def complement(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
         `(…, n − size, n − size)`.
     """
 
+    if not matrix.numel():
+        rest = matrix.shape[-1] - size
+        return matrix.new_zeros(*matrix.shape[:-2], rest, size), matrix[..., size:, size:]
     matrix = (matrix + matrix.mH) / 2
     tail, cross = matrix[..., :size, :size], matrix[..., size:, :size]
     values, vectors = torch.linalg.eigh(tail)
@@ -219,6 +275,8 @@ def condition(covariance: Covariance, known: int, dtype: torch.dtype) -> Complem
         vectors = vectors.to(torch.complex128 if vectors.is_complex() else torch.float64)
         blocks = (vectors * covariance.table.double()[:, None, :]) @ vectors.mH
         return SpectralComplement(blocks, shape, known, dtype)
+    if isinstance(covariance, EofCovariance):
+        return EofComplement(covariance, known, dtype)
     if isinstance(covariance, LowRankCovariance):
         rank = covariance.basis.shape[1]
         values, floor = covariance.eigenvalues[:rank], float(covariance.eigenvalues[-1])

@@ -10,6 +10,7 @@ import dynamics
 from sda.climatology import Climatology
 from sda.conditional import ConditionalDenoiser, Continuation, spread
 from sda.covariance import DenseCovariance, LowRankCovariance, SpectralCovariance
+from sda.covariance_eof import EofCovariance, Section
 from sda.denoiser import Denoiser
 from sda.fidelity import affine_moments
 from sda.langevin import Langevin
@@ -60,10 +61,36 @@ def covariances():
     low_rank = LowRankCovariance(
         vectors, normal(6).square() + 0.3, 0.1, (LENGTH, 1, 20), torch.float64
     )
-    return {"dense": dense, "spectral": spectral, "low rank": low_rank}
+    return {"dense": dense, "spectral": spectral, "low rank": low_rank, **eof_covariances()}
 
 
-@pytest.mark.parametrize("kind", ["dense", "spectral", "low rank"])
+def eof_covariances():
+    """Homogeneous in longitude only, and with land; in all parts some frames decide others."""
+
+    generator = torch.Generator().manual_seed(3)
+
+    def section(waves, size, k, r, dtype):
+        def blocks(*shape):
+            a = torch.randn(*shape, shape[-1], generator=generator, dtype=dtype)
+            return a @ a.mH / shape[-1] + 0.1 * torch.eye(shape[-1], dtype=dtype)
+
+        count = len(waves)
+        basis = torch.linalg.qr(blocks(count, size))[0][..., :k]
+        coupled, own = blocks(count, LENGTH * r), blocks(count, k - r, LENGTH)
+        return Section(torch.tensor(waves), basis, coupled, own, blocks(count, LENGTH))
+
+    ends = section([0, 3], 6, 3, 2, torch.float64)
+    waves = section([1, 2], 6, 6, 1, torch.complex128)
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    basin = section([0], 8, 5, 3, torch.float64)
+
+    return {
+        "zonal": EofCovariance([ends, waves], (LENGTH, 2, 3, 6), 1, None, torch.float64),
+        "basin": EofCovariance([basin], (LENGTH, 2, 2, 3), None, mask, torch.float64),
+    }
+
+
+@pytest.mark.parametrize("kind", ["dense", "spectral", "low rank", "zonal", "basin"])
 def test_complement_is_that_of_the_matrix(kind):
     """Mean, covariance, and the gain at any noise level, against the dense formulas."""
 

@@ -194,6 +194,17 @@ def test_zonal_statistics_are_those_of_each_wavenumber() -> None:
             assert full[a, b].abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("kind", ["zonal, even", "zonal, odd, other axis", "basin", "region"])
+def test_the_variance_of_each_frame_is_the_diagonal(kind: str) -> None:
+    covariance = KINDS[kind]()
+    assert isinstance(covariance, EofCovariance)
+    values, vectors = torch.linalg.eigh(covariance.dense())
+    matrix = (vectors * (values / (values + 0.3))) @ vectors.T
+    found = covariance.variance(lambda e: e / (e + 0.3))
+    expected = matrix.diagonal().reshape(covariance.shape[0], -1).sum(1)
+    torch.testing.assert_close(found * covariance.size / covariance.shape[0], expected)
+
+
 def test_a_block_reflector_takes_the_first_axes_to_a_basis() -> None:
     for dtype, k in ((torch.float64, 1), (torch.complex128, 3), (torch.float64, 6)):
         basis = torch.linalg.qr(positive(7, k, dtype))[0][:, :k]
