@@ -9,8 +9,8 @@ $$ \partial_t \zeta = \dots - r\,(\zeta - \zeta_\mathrm{jet})
    \partial_t (\delta, h) = \dots - r\,(\delta, h - h_\mathrm{jet}). $$
 
 They break, shed vortices, shift the jets and pass their energy on to scales that are damped. The
-flow is deterministic, chaotic and, without seasons, statistically steady. Mountains hold stationary
-waves in place.
+flow is deterministic, chaotic and, without seasons, statistically steady. Mountains, if there are
+any, hold stationary waves in place.
 
 References:
     Vallis et al. (2004), A mechanism and simple dynamical model of the North Atlantic Oscillation
@@ -44,7 +44,6 @@ class ToyWeather(ShallowWater):
         growth: The rate s at which eddies grow in mid-latitudes, per day.
         first: The smallest total wavenumber l₁ that grows.
         last: The largest, l₂.
-        options: The arguments of `ShallowWater` that are not listed here.
 
     Raises:
         ValueError: If the grid is too coarse for the truncation or a parameter is out of range.
@@ -55,9 +54,13 @@ class ToyWeather(ShallowWater):
         truncation: int = 21,
         lat: int = 32,
         lon: int = 64,
+        grid: str = "gaussian",
         dt: float = 6.0,
         substeps: int = 4,
         depth: float = 6e3,
+        radius: float = 6.37122e6,
+        omega: float = 7.292e-5,
+        gravity: float = 9.80616,
         diffusion: float = 4.0,
         diffusion_order: int = 4,
         orography: str = "flat",
@@ -70,7 +73,6 @@ class ToyWeather(ShallowWater):
         growth: float = 0.5,
         first: int = 7,
         last: int = 13,
-        **options: Any,
     ) -> None:
         if not (relaxation >= 0 and growth >= 0 and 1 <= first <= last):
             raise ValueError(
@@ -86,9 +88,8 @@ class ToyWeather(ShallowWater):
         self.growth, self.first, self.last = growth, int(first), int(last)
         self._forcings: dict[tuple[torch.dtype, torch.device], Forcing] = {}
         super().__init__(
-            truncation, lat, lon, dt=dt, substeps=substeps, depth=depth, diffusion=diffusion,
-            diffusion_order=diffusion_order, orography=orography, mountain=mountain,
-            jet_speed=jet_speed, perturbation=perturbation, **options,
+            truncation, lat, lon, grid, dt, substeps, depth, radius, omega, gravity, diffusion,
+            diffusion_order, orography, mountain, jet_speed, perturbation,
         )  # fmt: skip
 
     def config(self) -> dict[str, Any]:

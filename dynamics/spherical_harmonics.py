@@ -67,7 +67,7 @@ class SphericalHarmonics:
         least = truncation + 1 if grid == "gaussian" else 2 * truncation + 1
         if lat < least or lon < 2 * truncation + 1:
             raise ValueError(
-                f"truncation {truncation} needs at least {least} latitudes on a {grid} grid and "
+                f"truncation {truncation} needs at least {least} latitudes on the {grid} grid and "
                 f"{2 * truncation + 1} longitudes, got {lat} × {lon}: take more or truncate earlier"
             )
         self.lat, self.lon, self.truncation = int(lat), int(lon), int(truncation)
@@ -304,7 +304,6 @@ def clenshaw_curtis(count: int) -> tuple[np.ndarray, np.ndarray]:
     halved = np.where(2 * k == n, 1.0, 2.0) / (4.0 * k**2 - 1)
     weights = (1 - (halved * np.cos(2 * angle[:, None] * k)).sum(-1)) * 2 / n
     weights[[0, -1]] /= 2
-    nodes = -np.cos(angle)
-    nodes[n // 2] = 0.0
 
-    return nodes, weights
+    # The sine, rather than the cosine, keeps both hemispheres and the equator exact.
+    return np.sin(angle - math.pi / 2), weights
