@@ -266,7 +266,8 @@ def assimilate(
         return smooth(
             prior, observations, members, seed, out, time, method=method, options=options,
             langevin=langevin, schedule=schedule, memory=memory, dtype=dtype, device=device,
-            precision=precision, settings=settings, attrs=provenance(settings, prior) | observations.notes,
+            precision=precision, settings=settings,
+            attrs=provenance(settings, prior) | observations.notes,
             overwrite=overwrite, resume=resume, frames=frames, progress=progress,
         )  # fmt: skip
 

@@ -70,6 +70,18 @@ class ObservationSet:
         self.std = np.where(seen, std, np.nan)
         self.labels: dict[str, np.ndarray] = {}
 
+    def keep(self, mine: np.ndarray) -> "ObservationSet | None":
+        """The set with some of its observed values only, booleans `(len(self))`; None if empty."""
+
+        if not mine.any():
+            return None
+        y = self.y.copy()
+        y.reshape(-1)[np.flatnonzero(self.seen)[~mine]] = np.nan
+        kept = ObservationSet(self.operator, self.domain, y, self.std)
+        kept.label(self.labels)
+
+        return kept
+
     def label(self, labels: Mapping[str, Any]) -> None:
         """Adds columns of text to the table, such as who has observed; they play no other part.
 
@@ -122,12 +134,16 @@ class Observations:
     Arguments:
         sets: The sets.
 
+    Attributes:
+        notes: Where they come from, for the attributes of what is made of them.
+
     Raises:
         ValueError: If there is none.
     """
 
     def __init__(self, sets: Sequence[ObservationSet]) -> None:
         self.sets = tuple(sets)
+        self.notes: dict[str, str] = {}
         if not self.sets:
             raise ValueError("observations need at least one set, got none")
 
@@ -203,7 +219,31 @@ class Observations:
     def __add__(self, other: "Observations") -> "Observations":
         if not isinstance(other, Observations):
             return NotImplemented
-        return Observations((*self.sets, *other.sets))
+        both = Observations((*self.sets, *other.sets))
+        both.notes = self.notes | other.notes
+        return both
+
+    def keep(self, mine: np.ndarray) -> "Observations":
+        """Some of the observed values only.
+
+        Arguments:
+            mine: Booleans, one for each value, in the order of the table.
+
+        Raises:
+            ValueError: If none is left, or the number of booleans is another.
+        """
+
+        if mine.shape != (len(self),) or not mine.any():
+            raise ValueError(
+                f"expected {len(self)} booleans with at least one true, got shape {mine.shape} "
+                f"with {int(np.count_nonzero(mine))}"
+            )
+        parts = np.split(mine, np.cumsum([len(each) for each in self.sets])[:-1])
+        kept = [each.keep(part) for each, part in zip(self.sets, parts, strict=True)]
+        found = Observations([each for each in kept if each is not None])
+        found.notes = dict(self.notes)
+
+        return found
 
     def __len__(self) -> int:
         return sum(map(len, self.sets))
