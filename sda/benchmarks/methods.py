@@ -29,6 +29,7 @@ from dynamics.system import System
 
 from ..climatology import Climatology
 from ..prior import Prior
+from ..verification.cells import cell_mask
 from .experiment import Experiment, Twin
 
 CLASSICAL, BASELINE, SCORE_BASED = "classical", "baseline", "score-based"
@@ -573,7 +574,7 @@ def recovered(posterior: xr.Dataset, when: float) -> bool:
     from ..classical.base import PATIENCE
 
     ratio = posterior.get("innovation_chi_square")
-    if ratio is None or not all(np.isfinite(v.values).all() for v in posterior.values()):
+    if ratio is None or not finite_times(posterior).all():
         return False
     since = ratio.values[posterior["time"].values >= when]
     if not len(since):
@@ -607,13 +608,24 @@ def forecasts(posterior: xr.Dataset, model: Any, twin: Twin, dtype: torch.dtype)
     return layout.to_dataset(filled, time, posterior["member"].values, posterior.attrs)
 
 
-def lost_forecast(posterior: xr.Dataset) -> float:
-    """The first time, after that of the first estimate, of a state that is not finite, or NaN."""
+def finite_times(posterior: xr.Dataset) -> np.ndarray:
+    """At which times all states of an ensemble are finite, but for land."""
 
     finite = np.ones(posterior.sizes["time"], dtype=bool)
     for variable in posterior.values():
-        values = variable.transpose("time", ...).values
-        finite &= np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        dims = [d for d in variable.dims if d not in ("member", "time")]
+        mask = cell_mask(posterior, dims)
+        known = np.isfinite(variable.transpose("time", ..., *dims).values)
+        known = known if mask is None else known | ~mask
+        finite &= known.reshape(len(known), -1).all(axis=1)
+
+    return finite
+
+
+def lost_forecast(posterior: xr.Dataset) -> float:
+    """The first time, after that of the first estimate, of a state that is not finite, or NaN."""
+
+    finite = finite_times(posterior)
     first = int(finite.argmax())
     lost = np.flatnonzero(~finite[first:])
     return float(posterior["time"].values[first + lost[0]]) if len(lost) else math.nan

@@ -24,7 +24,7 @@ import xarray as xr
 from ..store import open_dataset
 from .experiment import RUN, Experiment
 from .methods import FIT, Outcome, Spec
-from .scoring import BINS, LEVELS, SCALARS, Case, Target, truth_spectrum
+from .scoring import BINS, BY_VARIABLE, LEVELS, SCALARS, Case, Target, truth_spectrum
 
 KIND = "sda benchmark"
 COSTS = ("seconds", "model_steps", "evaluations", "memory")
@@ -51,6 +51,8 @@ LONG_NAMES = {
 # Enough to tell two priors apart.
 HASH_DIGITS = 16
 UNITS = {"seconds": "s", "memory": "byte"}
+# Scores of single variables in the table.
+SPELT = tuple(f"{name}_by_variable_" for name in BY_VARIABLE)
 # What may differ between a run and one that goes on with it.
 FREE = (*RUN, "entries", "title", "source", "notes", "published", "tuning", "pictures")
 
@@ -262,7 +264,10 @@ def empty(
     axes: dict[str, tuple[str, ...]] = dict.fromkeys((*SCALARS, *COSTS, *MARKS), ())
     axes |= {"rmse_time": ("time",), "spread_time": ("time",)}
     axes |= {"rank_histogram": ("bin",), "coverage": ("level",)}
-    sizes = {"time": times, "bin": BINS, "level": len(LEVELS)}
+    axes |= {f"{name}_by_variable": ("variable",) for name in BY_VARIABLE}
+    axes |= {"coverage_by_variable": ("variable", "level")}
+    names = target.layout.variables
+    sizes = {"time": times, "bin": BINS, "level": len(LEVELS), "variable": len(names)}
     if spectrum is not None:
         axes["spectrum"], sizes["wavenumber"] = ("wavenumber",), len(spectrum)
 
@@ -279,7 +284,8 @@ def empty(
         variables["truth_spectrum"] = (
             ("repetition", "wavenumber"), nan(repetitions, len(spectrum))
         )  # fmt: skip
-    note = {"long_name": case.variable}
+    units = target.layout.units
+    note = {"long_name": case.variable, "units": units.get(case.variable, "1")}
     variables["case_truth"] = (case.dims, case.truth, note)
     variables["case_observed"] = (case.dims, case.observed, note)
     for name in ("case_mean", "case_spread"):
@@ -296,7 +302,9 @@ def empty(
         "tuned": ("method", np.array([int(spec.tuned) for spec in specs])),
         "published": ("method", np.array([spec.published for spec in specs])),
         "parameters": ("method", text([described(spec, prior_hash) for spec in specs])),
-        **{dim: (dim, values) for dim, values in case.coords.items()},
+        "variable": text(names),
+        "units": ("variable", text([units.get(name, "1") for name in names])),
+        **{d: (d, values, {"units": units.get(d, "1")}) for d, values in case.coords.items()},
     }
     if spectrum is not None:
         coords["wavenumber"] = np.arange(len(spectrum))
@@ -419,11 +427,27 @@ def write(dataset: xr.Dataset, path: Path) -> None:
 def table(dataset: xr.Dataset) -> pd.DataFrame:
     """The scalars as a table, one row for each method and repetition that was run."""
 
-    names = [*SCALARS, *COSTS, *MARKS]
+    dataset = spelt_out(dataset)
+    each = [str(name) for name in dataset.data_vars if str(name).startswith(SPELT)]
+    names = [*SCALARS, *each, *COSTS, *MARKS]
     coords = ["label", "kind", "tuned", "published", "parameters"]
     frame = dataset[names].to_dataframe().reset_index()
     frame = frame[["method", "repetition", *coords, *names]]
     return frame[frame["finished"] == 1].drop(columns="finished").reset_index(drop=True)
+
+
+def spelt_out(dataset: xr.Dataset) -> xr.Dataset:
+    """Results with a score of each variable as one of its own, `<score>_by_variable_<name>`."""
+
+    if "variable" not in dataset.coords or dataset.sizes["variable"] < 2:
+        return dataset
+    found = {
+        f"{name}_by_variable_{variable}": dataset[f"{name}_by_variable"].isel(variable=i, drop=True)
+        for name in BY_VARIABLE
+        for i, variable in enumerate(dataset["variable"].values)
+    }
+
+    return dataset.assign(found)
 
 
 def write_tables(dataset: xr.Dataset, path: Path) -> list[Path]:
@@ -463,7 +487,37 @@ def summary(dataset: xr.Dataset) -> str:
             show(float(good["crps"].mean())), show(float(good["spread_skill"].mean())),
             f"{diverged}/{at.sizes['repetition']}", show(float(at["seconds"].mean())),
         ])  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    each = by_variable(dataset)
+    return aligned(rows) + (f"\n\n{aligned(each)}" if each else "")
+
+
+def by_variable(dataset: xr.Dataset) -> list[list[str]]:
+    """The rows of a table of the scores of each variable: RMSE, CRPS, spread–skill and the coverage
+    of 90 %. None for results of one variable."""
+
+    if "variable" not in dataset.coords or dataset.sizes["variable"] < 2:
+        return []
+    names = [str(name) for name in dataset["variable"].values]
+    level = int(np.abs(dataset["level"].values - 0.9).argmin())
+    columns = [("rmse", "rmse"), ("crps", "crps"), ("spread_skill", "spread/skill")]
+    words = [f"{word} {name}" for _, word in columns for name in names]
+    rows = [["by variable", *words, *(f"covered {name}" for name in names)]]
+    for number in range(dataset.sizes["method"]):
+        at = dataset.isel(method=number)
+        good = (at["finished"].values == 1) & (at["diverged"].values == 0)
+        if not good.any():
+            continue
+        at = at.isel(repetition=good)
+        means = [at[f"{name}_by_variable"].mean("repetition").values for name, _ in columns]
+        means.append(at["coverage_by_variable"].isel(level=level).mean("repetition").values)
+        rows.append([str(at["label"].item()), *(show(float(v)) for row in means for v in row)])
+    return rows if len(rows) > 1 else []
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines, the first column to the left."""
+
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
                   for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()

@@ -6,12 +6,16 @@ over the state of (ensemble mean − truth), then the mean over the times after 
 $$ \text{rmse} = \Big\langle \sqrt{\tfrac1n \sum_j (\bar x_j - y_j)^2} \Big\rangle_\text{time} $$
 
 and the spread likewise. The spread–skill ratio is that of `sda.verification`, a ratio of mean
-squares. All else is averaged over state and times alike.
+squares. All else is averaged over state and times alike. Means over space are weighted by the areas
+of cells, without land. Where variables have different units, errors are those of each variable over
+its standard deviation in the truth, over space and the scored times; `…_by_variable` are in its own
+units.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,8 +27,10 @@ from dynamics.layout import Layout
 from dynamics.random import member_generator
 
 from ..observation.sequence import ObservedTime, sequence
-from ..verification import crps, reliability_index, spectrum
+from ..verification import crps, reliability_index
 from ..verification.calibration import LEVELS, coverage, pit_histogram
+from ..verification.spectra import Fourier, Transform
+from ..verification.sphere import WIND, Harmonics, grid_harmonics, kinetic_energy
 from .experiment import Experiment, Twin
 
 BINS = 20
@@ -34,6 +40,8 @@ CASE_TIMES = 200
 SCALARS = (
     "rmse", "crps", "spread", "spread_skill", "bias", "misfit", "log_likelihood", "reliability",
 )  # fmt: skip
+# Scores of each variable by itself, which are `<score>_by_variable`.
+BY_VARIABLE = ("rmse", "crps", "spread", "spread_skill")
 
 
 @dataclass
@@ -55,6 +63,36 @@ class Target:
     scored: NDArray[np.bool_]
     truth: NDArray[np.float64]
     observed: list[ObservedTime] = field(repr=False)
+
+    @property
+    def area(self) -> NDArray[np.float64]:
+        """The weights of the cells in means over space, which sum to one, `(*space)`."""
+        area = self.layout.area
+        return area / area.sum()
+
+    @cached_property
+    def scale(self) -> NDArray[np.float64]:
+        """What the errors of each variable are divided by in scores of all, `(channel)`."""
+
+        layout = self.layout
+        if len({layout.units.get(name, "1") for name in layout.variables}) == 1:
+            return np.ones(len(layout.variables))
+        truth = self.truth[self.scored]
+        mean = self.over_space(truth).mean(axis=0)
+        apart = truth - mean.reshape(-1, *[1] * (truth.ndim - 2))
+        std = np.sqrt(self.over_space(apart**2).mean(axis=0))
+
+        return np.where(std > 0, std, 1.0)
+
+    def over_space(self, values: NDArray) -> NDArray[np.float64]:
+        """The means over space of values `(*, *space)`."""
+
+        axes = tuple(range(values.ndim - len(self.layout.dims), values.ndim))
+        return np.asarray((self.area * values).sum(axis=axes))
+
+    def weights(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """The weights of values `(time, *space)`, with a mean of one in the sea."""
+        return np.broadcast_to(self.layout.area, shape)
 
     @classmethod
     def of(cls, experiment: Experiment, twin: Twin) -> "Target":
@@ -124,24 +162,28 @@ def score(target: Target, posterior: xr.Dataset) -> dict[str, Any]:
 
     Returns:
         `SCALARS` as numbers, `rmse_time` and `spread_time` over all times, `rank_histogram`,
-        `coverage`, and `spectrum` where the state is periodic. What cannot be known is NaN; so are
-        the scalars if the ensemble is NaN anywhere after burn-in.
+        `coverage`, and `spectrum` where the state is periodic; of each variable `BY_VARIABLE` and
+        `coverage_by_variable`. What cannot be known is NaN; so are the scalars if the ensemble is
+        NaN anywhere after burn-in.
     """
 
     x = target.members(posterior)
     mean = ensemble_mean(target, posterior, x)
-    axes = tuple(range(1, mean.ndim))
-    error = np.mean((mean - target.truth) ** 2, axis=axes)
+    errors = target.over_space((mean - target.truth) ** 2)
+    error = (errors / target.scale**2).mean(axis=1)
     scores: dict[str, Any] = dict.fromkeys(SCALARS, math.nan)
+    scores |= {f"{name}_by_variable": np.full(errors.shape[1], np.nan) for name in BY_VARIABLE}
     scores |= {"rmse_time": np.sqrt(error), "spread_time": np.full(len(x[0]), np.nan)}
     kept = target.scored
     scores["rmse"] = float(np.sqrt(error[kept]).mean())
-    scores["bias"] = float((mean - target.truth)[kept].mean())
+    scores["rmse_by_variable"] = np.sqrt(errors[kept]).mean(axis=0)
+    bias = target.over_space((mean - target.truth)[kept]) / target.scale
+    scores["bias"] = float(bias.mean())
     if len(x) > 1:
-        variance = np.var(x, axis=0, ddof=1).mean(axis=axes)
-        scores["spread_time"] = np.sqrt(variance)
+        variances = target.over_space(np.var(x, axis=0, ddof=1))
+        scores["spread_time"] = np.sqrt((variances / target.scale**2).mean(axis=1))
         if np.isfinite(scores["rmse"]):
-            scores |= calibration_scores(target, x, variance, error)
+            scores |= calibration_scores(target, x, variances, errors)
     if np.isfinite(scores["rmse"]):
         scores |= observation_scores(target, x)
         if (found := spectra(target.layout, x[:, kept])) is not None:
@@ -151,26 +193,39 @@ def score(target: Target, posterior: xr.Dataset) -> dict[str, Any]:
 
 
 def calibration_scores(
-    target: Target, x: NDArray, variance: NDArray, error: NDArray
+    target: Target, x: NDArray, variances: NDArray, errors: NDArray
 ) -> dict[str, Any]:
-    """Spread, CRPS, ranks and coverage after burn-in."""
+    """Spread, CRPS, ranks and coverage after burn-in, given mean squares `(time, channel)`."""
 
     kept, m = target.scored, len(x)
     chosen = np.unique(np.linspace(0, m - 1, min(m, SORTED_MEMBERS)).round().astype(int))
     ensemble, truth = x[chosen][:, kept], target.truth[kept]
     ranks = truth_ranks(ensemble, truth)
-    histogram = np.bincount(ranks, minlength=len(chosen) + 1)
+    weights = target.weights(truth[:, 0].shape).ravel()
+    counts = [
+        np.bincount(ranks[:, i].ravel(), weights=weights, minlength=len(chosen) + 1)
+        for i in range(truth.shape[1])
+    ]
+    histogram = np.sum(counts, axis=0)
     gathered = pit_histogram(histogram, BINS)
+    variances, errors = variances[kept], errors[kept]
+    scaled = (variances / target.scale**2).mean(axis=1), (errors / target.scale**2).mean(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = (m + 1) / m * variance[kept].mean() / error[kept].mean()
+        ratio = (m + 1) / m * scaled[0].mean() / scaled[1].mean()
+        ratios = (m + 1) / m * variances.mean(axis=0) / errors.mean(axis=0)
+    each = target.over_space(crps(ensemble, truth)).mean(axis=0)
 
     return {
-        "spread": float(np.sqrt(variance[kept]).mean()),
+        "spread": float(np.sqrt(scaled[0]).mean()),
+        "spread_by_variable": np.sqrt(variances).mean(axis=0),
         "spread_skill": float(np.sqrt(ratio)),
-        "crps": float(crps(ensemble, truth).mean()),
+        "spread_skill_by_variable": np.sqrt(ratios),
+        "crps": float((each / target.scale).mean()),
+        "crps_by_variable": each,
         "rank_histogram": gathered,
         "reliability": float(reliability_index(gathered)),
         "coverage": coverage(histogram, LEVELS),
+        "coverage_by_variable": coverage(np.stack(counts), LEVELS),
     }
 
 
@@ -180,7 +235,7 @@ def truth_ranks(ensemble: NDArray, truth: NDArray) -> NDArray[np.int64]:
     below = (ensemble < truth).sum(axis=0)
     equal = (ensemble == truth).sum(axis=0)
     share = member_generator(0, 0).random(truth.shape)
-    return (below + np.floor(share * (equal + 1)).astype(np.int64)).ravel()
+    return np.asarray(below + np.floor(share * (equal + 1)).astype(np.int64))
 
 
 def observation_scores(target: Target, x: NDArray) -> dict[str, float]:
@@ -213,18 +268,42 @@ def observation_scores(target: Target, x: NDArray) -> dict[str, float]:
 
 
 def spectra(layout: Layout, x: NDArray) -> NDArray[np.float64] | None:
-    """The mean isotropic spectrum of states `(member, time, channel, *space)`, summed over
-    channels; none if no dimension is periodic."""
+    """The mean spectrum of states `(member, time, channel, *space)`, summed over channels.
 
-    axes = [3 + i for i, periodic in enumerate(layout.periodic) if periodic]
-    if not axes or not x.shape[1]:
+    It is isotropic where dimensions are periodic, and by total wavenumber on the sphere, where that
+    of a wind is the spectrum of its kinetic energy. None if nothing is periodic or there is a
+    coast.
+    """
+
+    transform = transform_of(layout)
+    if transform is None or not x.shape[1]:
         return None
     members = np.linspace(0, len(x) - 1, min(len(x), SPECTRAL_MEMBERS)).round().astype(int)
     times = np.linspace(0, x.shape[1] - 1, min(x.shape[1], SPECTRAL_TIMES)).round().astype(int)
-    period = [layout.period[layout.dims[axis - 3]] for axis in axes]
-    power = spectrum(x[np.unique(members)][:, np.unique(times)], axes, period)
-    power = power.sum(axis=2).reshape(-1, *power.shape[3:])
-    return np.asarray(power.mean(axis=tuple(range(power.ndim - 1))))
+    states = x[np.unique(members)][:, np.unique(times)].reshape(-1, *x.shape[2:])
+    if isinstance(transform, Harmonics) and set(WIND) <= set(layout.variables):
+        u, v = (torch.from_numpy(states[:, layout.variables.index(name)]) for name in WIND)
+        return np.asarray(kinetic_energy(transform.harmonics, u, v).mean(0).numpy())
+    total = np.zeros(int(transform.k.max()) + 1)
+    for channel in np.moveaxis(states, 1, 0):
+        waves = transform(channel)
+        power = transform.weights * (np.abs(waves) ** 2).mean(axis=0)
+        total += transform.norm * np.bincount(transform.k, power, len(total))
+    return total
+
+
+def transform_of(layout: Layout) -> Transform | None:
+    """What takes the states of a layout apart into waves; None if nothing does."""
+
+    if layout.mask is not None:
+        return None
+    grid = layout.to_dataset(np.zeros((1, 1, *layout.shape), dtype=np.float32))
+    if (harmonics := grid_harmonics(grid, layout.dims)) is not None:
+        return Harmonics(harmonics)
+    axes = [i for i, periodic in enumerate(layout.periodic) if periodic]
+    period = [layout.period[layout.dims[axis]] for axis in axes]
+    shape = [layout.shape[1 + axis] for axis in axes]
+    return Fourier(shape, period, axes, layout.area) if axes else None
 
 
 @dataclass
@@ -260,7 +339,7 @@ class Case:
         layout, two = target.layout, len(target.layout.dims) >= 2
         at = np.flatnonzero(target.scored)[-1:] if two else np.flatnonzero(target.scored)
         at = at[-CASE_TIMES:]
-        truth = target.truth[at, 0]
+        truth = layout.hide(target.truth[at, 0])
         observed = np.full(truth.shape, np.nan)
         row = {round(target.time[i] / layout.dt): n for n, i in enumerate(at)}
         for seen in target.observed:
@@ -280,7 +359,7 @@ class Case:
         x = target.members(posterior)[:, self.at, 0]
         x = x[:, 0] if len(self.dims) == x.ndim - 2 else x
         spread = np.std(x, axis=0, ddof=1) if len(x) > 1 else np.full(x.shape[1:], np.nan)
-        return x.mean(axis=0), spread
+        return target.layout.hide(x.mean(axis=0)), target.layout.hide(spread)
 
 
 def place(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..plotting.states import cell_edges
 from ..plotting.style import OBSERVED, frame_axes, label, limits, new_figure
+from ..verification.cells import cell_weights
 from .axes import Drawing, ends, panel, units
 from .results import Method, Results, clean
 from .svg import GREY, INK, colour, inline, look, plain
@@ -96,6 +97,8 @@ def maps(results: Results, data: xr.Dataset, dims: tuple[str, str], key: str) ->
 
     truth = np.asarray(data["case_truth"].values, dtype=np.float64)
     means, spreads = fields(results, data, "case_mean"), fields(results, data, "case_spread")
+    area = np.where(np.isfinite(truth), cell_weights(data, dims), 0.0)
+    area = area / max(float(area.sum()), 1e-30)
     low, high, colours = limits(truth)
     shared = {"vmin": low, "vmax": high, "cmap": colours}
     tops = [np.nanquantile(values, 0.995) for values in spreads.values()]
@@ -125,10 +128,10 @@ def maps(results: Results, data: xr.Dataset, dims: tuple[str, str], key: str) ->
     for method in results.methods:
         i, pair = method.index, []
         if i in means:
-            rms = np.sqrt(np.nanmean((means[i] - truth) ** 2))
+            rms = np.sqrt(np.nansum(area * (means[i] - truth) ** 2))
             pair.append(draw(means[i], shared, f"mean-{i}", f"mean, RMSE {rms:.3g}"))
         if i in spreads:
-            rms = np.sqrt(np.nanmean(spreads[i] ** 2))
+            rms = np.sqrt(np.nansum(area * spreads[i] ** 2))
             pair.append(draw(spreads[i], own, f"spread-{i}", f"spread, {rms:.3g}"))
         if pair:
             groups.append(Group(method.label, pair, method))

@@ -151,7 +151,12 @@ def glance(results: Results) -> Markup:
 def scored(results: Results) -> Markup:
     """The tables of scores and of the runs that diverged."""
 
-    return join([summary.scores(results), summary.divergences(results) or ""])
+    each = summary.by_variable(results)
+    parts = [summary.scores(results), summary.divergences(results) or ""]
+    if each:
+        parts += [tag("h3", "By variable"), each]
+
+    return join(parts)
 
 
 def costs(results: Results) -> Markup | None:

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from .markup import Markup, join, tag
 from .numerals import count, decimals, number, percent
-from .results import Method, Results
+from .results import Method, Results, clean
 from .statistics import COSTS, SCORES, Estimate, Score, best, estimate, relative
 from .tables import METHOD, Cell, Column, heading, table
 
 MEBIBYTE = 2.0**20
+VARIABLE_SCORES = ("rmse", "crps", "spread_skill")
 
 
 def scores(results: Results) -> Markup:
@@ -31,6 +32,37 @@ def scores(results: Results) -> Markup:
         add_score(results, score, columns, cells)
 
     return table("scores", caption(results), columns, cells)
+
+
+def by_variable(results: Results) -> Markup | None:
+    """The scores of each variable in its own units; None for results of one variable."""
+
+    data = results.dataset
+    if "variable" not in data.coords or data.sizes["variable"] < 2:
+        return None
+    units = data["units"].values if "units" in data.coords else ["1"] * data.sizes["variable"]
+    columns = [METHOD]
+    cells: list[list[Cell]] = [[heading(method)] for method in results.methods]
+    for name in VARIABLE_SCORES:
+        score = next(each for each in SCORES if each.name == name)
+        if (values := results.values(f"{name}_by_variable")) is None:
+            continue
+        for i, variable in enumerate(data["variable"].values):
+            own = values[:, :, i]
+            known = [estimate(row) for row in own]
+            digits, flags = column_digits(known), best(own, score.goal, eligible(results))
+            unit = "" if name == "spread_skill" or units[i] in ("", "1") else f" [{units[i]}]"
+            columns.append(Column(f"{score.title} {clean(variable)}{unit}", score.hint))
+            for k, row in enumerate(cells):
+                row.append(shown(known[k], digits, bool(flags[k]), marks(results, k)))
+    if len(columns) == 1:
+        return None
+    words = (
+        "Scores of each variable in its own units, over space by the area of cells: mean ± "
+        "standard error over repetitions, smallest … largest below."
+    )
+
+    return table("by-variable", words, columns, cells)
 
 
 def add_score(

@@ -159,9 +159,7 @@ class Wind:
             u, v, *h = (
                 torch.from_numpy(fields[n][start : start + step].astype(np.float64)) for n in names
             )
-            vorticity, divergence = self.harmonics.vorticity_divergence(u, v)
-            power = self.harmonics.power(vorticity) + self.harmonics.power(divergence)
-            self.spectra[row] += (power * self.scale()).sum(0).numpy()
+            self.spectra[row] += kinetic_energy(self.harmonics, u, v).sum(0).numpy()
             self.fields[row] += len(u)
             if self.factor is not None:
                 east, north = self.harmonics.gradient(self.harmonics.analysis(h[0]))
@@ -170,14 +168,6 @@ class Wind:
                 area = torch.from_numpy(self.task.area("u") * (self.factor != 0))
                 self.apart[row] += float((area * ((u - ug) ** 2 + (v - vg) ** 2)).sum())
                 self.balanced[row] += float((area * (ug**2 + vg**2)).sum())
-
-    def scale(self) -> Tensor:
-        """What makes kinetic energy of squared vorticity and divergence, `(l)`."""
-
-        degree = torch.arange(self.harmonics.truncation + 1, dtype=torch.float64)
-        eigenvalues = degree * (degree + 1) / self.harmonics.radius**2
-
-        return torch.where(degree > 0, 0.5 / eigenvalues, 0.0)
 
     def scores(self, members: NDArray) -> dict[str, Entry]:
         """The spectra of kinetic energy and the distances from balance."""
@@ -200,6 +190,17 @@ class Wind:
             }
 
         return scores
+
+
+def kinetic_energy(harmonics: SphericalHarmonics, u: Tensor, v: Tensor) -> Tensor:
+    """The spectra of kinetic energy `(*, l)` of winds `(*, lat, lon)`, per unit of mass."""
+
+    vorticity, divergence = harmonics.vorticity_divergence(u.double(), v.double())
+    power = harmonics.power(vorticity) + harmonics.power(divergence)
+    degree = torch.arange(harmonics.truncation + 1, dtype=torch.float64)
+    eigenvalues = degree * (degree + 1) / harmonics.radius**2
+
+    return power * torch.where(degree > 0, 0.5 / eigenvalues, 0.0)
 
 
 def balance_factor(task: Task, dims: Sequence[Hashable]) -> NDArray[np.float64]:
