@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .cluster import Cluster, connect, read_job, write_job
 from .layout import RESERVED, Layout
+from .lock import Lock
 from .random import normal
 from .simulation_store import CHUNK_VALUES, SHARDS, Memory, Sink, Store
 from .system import System
@@ -92,7 +93,8 @@ def simulate(
     Raises:
         ValueError: If an argument is out of range, the device is not there, or a run is resumed
             with other arguments, or the cluster cannot be used.
-        FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given.
+        FileExistsError: If `out` exists and neither `overwrite` nor `resume` is given, or another
+            process is writing it.
         FloatingPointError: If a member diverges. What was written before stays.
         OSError: If the disk is full. What was written before stays readable.
     """
@@ -115,7 +117,8 @@ def simulate(
         if pool is not None:
             run = Run.plan(system, *arguments, least_blocks=pool.size)
         store = Store(Path(out), run)
-        with told_how_to_go_on(store.path):
+        # Workers write under the lock of their client.
+        with told_how_to_go_on(store.path), Lock(store.path):
             if store.open(overwrite, resume, fixed_blocks=(member_block, time_block)):
                 if pool is None:
                     march(system, store.run, store, compute_device(device), progress)

@@ -36,6 +36,8 @@ LENGTH, MEMBERS = 17, 6
 SIMULATION: dict[str, Any] = {"members": 3, "length": 6, "spinup": 2, "seed": 5}
 BLOCKS = {"member_block": 2, "time_block": 3, "progress": False}
 SYSTEM = dynamics.LinearGaussian.damped_spring()
+# One that forgets soon, whose blocks of time are short.
+MIXING = dynamics.LinearGaussian([[0.8, 0.3], [-0.3, 0.7]], [[0.3, 0.0], [0.0, 0.5]], dt=0.1)
 
 
 def prior() -> Prior:
@@ -59,12 +61,29 @@ def assimilated(out: Path | None = None, **options: Any) -> xr.Dataset:
     )
 
 
+def in_blocks_of_time(out: Path | None = None, **options: Any) -> xr.Dataset:
+    """A posterior whose state is on disk, see `sda.long`."""
+
+    covariance = MIXING.trajectory_covariance(4)
+    forgetful = Prior(Climatology.from_moments(MIXING.layout, torch.zeros(2), covariance))
+    times = MIXING.layout.times(80)
+    y = torch.sin(torch.arange(8.0))
+    seen = Observations.from_table(
+        {"time": times[::10], "variable": ["x0"] * 8, "observation": y, "std": [0.3] * 8}
+    )
+    return assimilate(
+        forgetful, seen, 2, 2, out, time=times, guidance="static", langevin=None, steps=4,
+        frames=20, **options,
+    )  # fmt: skip
+
+
 RUNS: dict[str, Callable[..., xr.Dataset]] = {"simulation": simulated, "posterior": assimilated}
+KILLABLE = {**RUNS, "long": in_blocks_of_time}
 
 
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, xr.Dataset]:
-    return {name: run() for name, run in RUNS.items()}
+    return {name: run() for name, run in KILLABLE.items()}
 
 
 def complete(name: str, dataset: xr.Dataset) -> bool:
@@ -98,7 +117,7 @@ torch.set_num_threads(1)
 import dask.array, safetensors.torch, xarray.backends.zarr, zarr.codecs
 import test_faults
 
-for run in test_faults.RUNS.values():
+for run in test_faults.KILLABLE.values():
     run()  # in memory: all is imported, and no thread of Zarr's has begun
 
 def killed_at(moment, run, out):
@@ -115,38 +134,43 @@ def killed_at(moment, run, out):
         setattr(os, name, counting(getattr(os, name)))
     run(out)
 
-for name, run in test_faults.RUNS.items():
-    for moment in map(int, sys.argv[3:]):
-        child = os.fork()
-        if not child:
-            killed_at(moment, run, Path(sys.argv[2]) / f"{name}-{moment}.zarr")
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        print(name, moment, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, flush=True)
+for word in sys.argv[3:]:
+    name, moment = word.split("-")
+    child = os.fork()
+    if not child:
+        run = test_faults.KILLABLE[name]
+        killed_at(int(moment), run, Path(sys.argv[2]) / f"{word}.zarr")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print(word, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, flush=True)
 """
 
 
 def test_kill_9_while_writing(tmp_path: Path, undisturbed: dict[str, xr.Dataset]) -> None:
-    """At any step of a write: of a shard, of its record, of the restart state, of the store."""
+    """At any step of a write: of a shard, of its record, of the restart state, of the store.
 
-    moments = [4, 9, 14, 17]
+    And in the middle of a long run, between two phases of which the state is on disk.
+    """
+
+    words = [f"{name}-{moment}" for name in RUNS for moment in (4, 9, 14, 17)]
+    words += [f"long-{moment}" for moment in (4, 14, 40, 63, 80)]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path)]
-        + [str(moment) for moment in moments],
+        + words,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     ends = [line.split() for line in done.stdout.splitlines()]
-    assert [int(end) for _, _, end in ends].count(signal.SIGKILL) == len(ends) == 2 * len(moments)
-    for name, moment, _ in ends:
-        out, whole = tmp_path / f"{name}-{moment}.zarr", undisturbed[name]
+    assert ends == [[word, str(int(signal.SIGKILL))] for word in words]
+    for word in words:
+        name = word.partition("-")[0]
+        out, whole = tmp_path / f"{word}.zarr", undisturbed[name]
         if out.exists():
             readable(out, whole)
-        resumed = RUNS[name](out, resume=True)
-        assert complete(name, resumed) and same(resumed, whole), (name, moment)
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == (
-        sorted(f"{name}-{moment}.zarr" for name, moment, _ in ends)
-    )
+        resumed = KILLABLE[name](out, resume=True)
+        assert complete(name, resumed) and same(resumed, whole), word
+    left = [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert sorted(left) == sorted(f"{word}.zarr" for word in words)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -175,6 +199,34 @@ def test_disk_full_while_writing(
             readable(out, undisturbed[name])
         resumed = RUNS[name](out, resume=True)
         assert complete(name, resumed) and same(resumed, undisturbed[name])
+
+
+def test_a_second_process_is_refused(tmp_path: Path, undisturbed: dict[str, xr.Dataset]) -> None:
+    """One writer at a time, of simulations too; the first goes on as if nothing had happened."""
+
+    holder = """
+import sys, time
+from pathlib import Path
+from dynamics.lock import Lock
+with Lock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    for name, run in KILLABLE.items():
+        out = tmp_path / f"{name}.zarr"
+        with subprocess.Popen(
+            [sys.executable, "-c", holder, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, text=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None and process.stdout.readline() == "held\n"
+            for options in ({}, {"overwrite": True}, {"resume": True}):
+                with pytest.raises(FileExistsError, match=f"written by process {process.pid} on"):
+                    run(out, **options)
+            process.kill()
+        # The lock of a process that was killed is taken over.
+        assert complete(name, run(out)) and [path.name for path in tmp_path.iterdir()] == [out.name]
+        assert same(open_dataset(out), undisturbed[name])
+        shutil.rmtree(out)
 
 
 @pytest.fixture
