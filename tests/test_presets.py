@@ -99,6 +99,8 @@ def test_training():
         ("kolmogorov", {"size": 32}),
         ("quasi_geostrophic", {}),
         ("gyre", {}),
+        ("shallow_water", {}),
+        ("toy_weather", {}),
     ],
 )
 def test_systems(option, own):

@@ -25,6 +25,8 @@ SYSTEMS: dict[str, System] = {
     ),
     "gyre": dynamics.OceanGyre(size=12, spacing=50.0, coast=0.25, viscosity=1e3),
     "finite-volume": FiniteVolumeKolmogorov(size=16, resolution=32, reynolds=100.0),
+    "shallow-water": dynamics.ShallowWater(7, 15, 15, "equiangular", substeps=2),
+    "toy-weather": dynamics.ToyWeather(10, 16, 32, first=3, last=6, orography="cone"),
 }
 STOCHASTIC = [name for name, system in SYSTEMS.items() if system.stochastic]
 DETERMINISTIC = [name for name in SYSTEMS if name not in STOCHASTIC]
