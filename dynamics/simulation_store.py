@@ -371,6 +371,9 @@ def read_state(
     if str(checksum(model)) != metadata["checksum"]:
         raise ValueError("another content than was written")
     if model is not None:
+        # A copy, since complex numbers must lie at multiples of their size, which they need not do
+        # in a file.
+        model = model.clone()
         model = torch.view_as_complex(model) if metadata["pairs"] == "True" else model
         model = model.to(device)
 

@@ -266,7 +266,9 @@ class Climatology(nn.Module):
 
         moments = {name: t.double() for name, t in tensors.items() if name not in ("mean", "scale")}
         for name in content["complex"]:
-            moments[name] = torch.view_as_complex(moments[name])
+            # A copy: in a file, numbers lie at any multiple of eight bytes, and vectorised sums of
+            # complex numbers that do not lie at one of sixteen end the process.
+            moments[name] = torch.view_as_complex(moments[name].clone())
 
         return cls(
             layout, content["window"], tensors["mean"], tensors["scale"], content["kind"], moments

@@ -150,6 +150,21 @@ def test_tensors_round_trip() -> None:
     )
 
 
+def test_complex_tensors_may_lie_anywhere_in_a_file() -> None:
+    """Sums of complex numbers that do not lie at a multiple of sixteen bytes end the process."""
+
+    climatology = Climatology.fit(PLANE.to_dataset(plane_fields()), 5)
+    tensors = climatology.tensors()
+    assert "blocks" in climatology.to_json()["complex"]
+    shifted = torch.empty(tensors["blocks"].numel() + 1, dtype=torch.float64)[1:]
+    tensors["blocks"] = shifted.view_as(tensors["blocks"]).copy_(tensors["blocks"])
+    again = Climatology.from_tensors(PLANE, climatology.to_json(), tensors)
+
+    torch.testing.assert_close(
+        again.covariance(3).dense(), climatology.covariance(3).dense(), rtol=0, atol=0
+    )
+
+
 def test_symmetries_form_cycles_and_augment_deterministically() -> None:
     x = plane_fields(1, 1)[0]
     for symmetry in SYMMETRIES:
