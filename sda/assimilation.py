@@ -163,7 +163,7 @@ def assimilate(
 
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
-    if quality and task != "filter":
+    if quality:
         from .quality import check
 
         observations = check(prior, observations, quality, time).accepted

@@ -11,12 +11,14 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from dynamics.layout import Layout
 
     from .observation import Observations
 
@@ -99,10 +101,12 @@ def assimilate(config: Config) -> int:
     from .assimilation import assimilate as run
     from .config import assimilation_options, build_prior
 
-    observations = load_observations(config["observations"])
     prior = build_prior(config["prior"])
+    observations = load_observations(config["observations"], prior.layout, prior.standard_names)
     posterior = run(prior, observations, **assimilation_options(config, prior))
     say(f"{config['out']}: {sizes(posterior)}, {posterior.attrs['status']}")
+    if "rejected" in posterior.attrs:
+        say(f"{posterior.attrs['rejected']} rejected by the quality control")
     failures = list(posterior.attrs["failures"])
     for message in failures[:SHOWN]:
         complain(message)
@@ -134,7 +138,7 @@ def follow(config: Config) -> int:
     stream = as_stream(config["stream"], idle=config["idle"], poll=config["poll"], report=complain)
     names = (
         "members", "seed", "lag", "history", "carry", "every", "out", "memory", "block",
-        "device", "dtype", "precision", "overwrite", "resume",
+        "device", "dtype", "precision", "overwrite", "resume", "quality",
     )  # fmt: skip
     options = {name: config[name] for name in names} | sampling_options(config)
     options["start"] = config["time"]["start"]
@@ -177,17 +181,21 @@ def forecast(config: Config) -> int:
     sda forecast system=lorenz63 initial=posterior.zarr lead=160 out=model.zarr
     """
 
+    from .cf import open_like
     from .config import build_prior, build_system, langevin_option
     from .forecasting import forecast as run
     from .model_forecast import forecast_by_model
-    from .store import open_dataset
 
     chosen = [name for name in ("prior", "system") if config["choices"].get(name)]
     if len(chosen) != 1:
         raise ValueError(
             f"give prior=… or system=…, what is to forecast, got {' and '.join(chosen) or 'none'}"
         )
-    initial = open_dataset(config["initial"])
+    prior, layout = None, None
+    if chosen == ["prior"]:
+        prior = build_prior(config["prior"])
+        layout = prior.layout
+    initial = open_like(config["initial"], layout)
     out, source = Path(config["out"]), Path(config["initial"])
     if out.exists() and out.samefile(source):
         raise FileExistsError(f"{str(out)!r} is read by the same command: give another path")
@@ -204,7 +212,8 @@ def forecast(config: Config) -> int:
     else:
         options |= {name: config[name] for name in ("tail", "frames", "steps", "precision")}
         options["langevin"] = langevin_option(config)
-        result = run(build_prior(config["prior"]), initial, config["lead"], **options)
+        assert prior is not None
+        result = run(prior, initial, config["lead"], **options)
     say(f"{config['out']}: {sizes(result)}, {result.attrs['status']}")
     for message in list(result.attrs["failures"])[:SHOWN]:
         complain(message)
@@ -368,7 +377,7 @@ def expected_cost(overrides: Sequence[str]) -> int:
         "block", "frames", "device", "dtype", "precision",
     )  # fmt: skip
     options = assimilation_options(config, prior)
-    observations = load_observations(config["observations"])
+    observations = load_observations(config["observations"], prior.layout, prior.standard_names)
     say(str(cost(prior, observations, **{k: options[k] for k in names if k in options})))
     return 0
 
@@ -455,16 +464,16 @@ VERBS: dict[str, Callable[[Config], int]] = {
 }
 
 
-def trajectory(path: str, member: int) -> "xr.Dataset":
-    """One trajectory of a dataset.
+def trajectory(path: str, member: int, layout: "Layout | None" = None) -> "xr.Dataset":
+    """One trajectory of a dataset of any origin, with the variables and clock of a layout.
 
     Raises:
-        ValueError: If the dataset has no such member.
+        ValueError: If the dataset has no such member, or does not fit the layout.
     """
 
-    from .store import open_dataset
+    from .cf import open_like
 
-    dataset = open_dataset(path)
+    dataset = open_like(path, layout)
     if "time" not in dataset.dims:
         raise ValueError(f"{path} has no dimension 'time': it is no dataset of trajectories")
     if "member" not in dataset.dims:
@@ -499,13 +508,18 @@ def up_to(dataset: "xr.Dataset", time: float, path: str) -> "xr.Dataset":
     return dataset.isel(time=slice(0, last + 1))
 
 
-def load_observations(path: str | Path) -> "Observations":
-    """Loads observations; an error names the file."""
+def load_observations(
+    path: str | Path,
+    layout: "Layout | None" = None,
+    standard_names: "Mapping[str, str] | None" = None,
+) -> "Observations":
+    """Loads observations, those of others in the terms of a layout; an error names the file."""
 
+    from .cf import load_observations as load
     from .observation import Observations
 
     try:
-        return Observations.load(path)
+        return Observations.load(path) if layout is None else load(path, layout, standard_names)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -515,14 +529,19 @@ def experiment(config: Config) -> tuple[Any, Any, Any]:
 
     import numpy as np
 
+    from dynamics.layout import Layout
+
     from .store import open_dataset
 
     posterior = open_dataset(config["posterior"])
     if "member" not in posterior.dims or "time" not in posterior.dims:
         raise ValueError(f"{config['posterior']} has no dimensions 'member' and 'time'")
+    names = [str(name) for name, each in posterior.data_vars.items()
+             if {"member", "time"} <= set(each.dims)]  # fmt: skip
+    layout = Layout.from_dataset(posterior, names) if posterior.sizes["time"] > 1 else None
     truth = None
     if config["truth"] is not None:
-        truth = trajectory(config["truth"], config["member"])
+        truth = trajectory(config["truth"], config["member"], layout)
         times, known = posterior["time"].values, truth["time"].values
         nearest = np.abs(known[:, None] - times[None, :]).argmin(axis=0)
         tolerance = 1e-3 * (np.diff(times).min() if len(times) > 1 else 1.0)
@@ -534,7 +553,7 @@ def experiment(config: Config) -> tuple[Any, Any, Any]:
         truth = truth.isel(time=nearest).assign_coords(time=posterior["time"])
     observations = None
     if config["observations"] is not None:
-        observations = load_observations(config["observations"])
+        observations = load_observations(config["observations"], layout)
     return posterior, truth, observations
 
 

@@ -275,7 +275,9 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
             raise ValueError(
                 f"{key} is required: give {key}=… (`sda {verb} --help` has an example)"
             )
-        check(key, value, known.get(key))
+        # What is optional elsewhere may be required here.
+        required = key == "lead" and value is not None and config.get("task") == "forecast"
+        check(key, value, "???" if required else known.get(key))
 
     return config | {"choices": choices}
 
@@ -292,6 +294,8 @@ def check(key: str, value: Any, default: Any) -> None:
         if kind == "text" and not isinstance(value, list | dict) and value is not None:
             return
         rule = Rule(kind)
+    if rule is not None and default == "???":
+        rule = replace(rule, optional=False)
     if rule is not None and not rule.allows(value):
         raise ValueError(f"{key} must be {rule}, got {value!r}")
 
@@ -528,6 +532,7 @@ def assimilation_options(config: Mapping[str, Any], prior: "Prior") -> dict[str,
         "lag",
         "history",
         "carry",
+        "quality",
     )
     options = {name: config[name] for name in (*names, *more)}
     options |= sampling_options(config)

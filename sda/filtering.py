@@ -29,6 +29,7 @@ References:
     arXiv 2306.10574
 """
 
+import json
 import math
 import warnings
 from collections import OrderedDict
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from .denoiser import Denoiser
     from .langevin import Langevin
     from .prior import Prior
+    from .quality import Quality
     from .streams import Batch, Stream
 
 CARRIES = ("observations", "members")
@@ -124,6 +126,9 @@ class Assimilator:
             other processes.
         overwrite: Whether analyses at `out` are replaced, once the first new one is on disk.
         resume: Whether analyses at `out` are continued after the last finished cycle.
+        quality: Whether observations in gross error are left out, see `sda.assimilate`: each batch
+            is checked together with those of the window. What was rejected is in `rejected` until
+            the next cycle, and in the ledger.
 
     Raises:
         ValueError: If an argument is out of range, or the store to resume was made with other
@@ -162,6 +167,7 @@ class Assimilator:
         out: str | Path | None = None,
         overwrite: bool = False,
         resume: bool = False,
+        quality: "Quality | Mapping[str, Any] | bool | None" = None,
     ) -> None:
         from .assimilation import (
             block_size,
@@ -174,6 +180,7 @@ class Assimilator:
             trajectory_denoiser,
         )
         from .guidance import METHODS
+        from .quality import Quality
         from .sampling import SAMPLERS, log_levels
 
         if carry not in CARRIES:
@@ -189,6 +196,8 @@ class Assimilator:
             raise ValueError(f"start must be a finite time, got {start}")
         if out is None and (overwrite or resume):
             raise ValueError("overwrite and resume need an output store, got out=None")
+        self.quality = Quality.of(quality) if quality else None
+        self.rejected: list[dict[str, Any]] = []
         self.carry = carry
         if carry == "members" and not lag:
             raise ValueError(
@@ -357,6 +366,15 @@ class Assimilator:
         start = self.start
         if start is None:
             start = first_state(self.layout, observations.span[0])
+        rejected: list[dict[str, Any]] = []
+        if self.quality is not None:
+            checked, rejected = self._checked(observations, start)
+            if checked is None:
+                self.rejected += rejected
+                self.taken.add(code)
+                self.marks += [] if mark is None else [mark]
+                return None
+            observations = checked
         pieces = split(observations, self.layout, start)
         if not pieces:
             raise ValueError("the observations hold no value: all of them are NaN or masked")
@@ -379,6 +397,7 @@ class Assimilator:
         for piece in pieces:
             fit(piece, self.layout, start)
         self.start = start
+        self.rejected += rejected
         self.taken.add(code)
         if mark is not None:
             self.marks.append(mark)
@@ -388,8 +407,32 @@ class Assimilator:
         self.pieces += pieces
         self.batches.append(kept)
         self.fresh.append({"hash": code, "last": max(piece.last for piece in pieces)})
+        if rejected:
+            self.fresh[-1]["rejected"] = rejected
 
         return max(self.cycle_of(piece) for piece in pieces)
+
+    def _checked(
+        self, observations: Observations, start: float
+    ) -> tuple[Observations | None, list[dict[str, Any]]]:
+        """Those of a batch that pass the quality control, beside those known, and the others' rows.
+
+        Returns:
+            The observations that passed (None if none did), and the rejected rows.
+        """
+
+        from .quality import check
+
+        both = Observations([*(piece.values for piece in self.pieces), *observations.sets])
+        dt, (first, last) = self.layout.dt, both.span
+        low = math.floor((first - start) / dt + TIME_TOLERANCE)
+        high = math.ceil((last - start) / dt - TIME_TOLERANCE)
+        time = start + dt * np.arange(low, high + 1)
+        report = check(self.prior, both, self.quality or True, time)
+        passed = report.passed[-len(observations) :]
+        rows = json.loads(report.table[-len(observations) :][~passed].to_json(orient="records"))
+
+        return (observations.keep(passed) if passed.any() else None), rows
 
     def _too_late(self, late: Sequence[Piece]) -> str:
         """Says which cycle could have used observations that are too late."""
@@ -541,7 +584,7 @@ class Assimilator:
         self.last = (cycle, frames, np.array(counts, dtype=np.int32))
         self.brought = self.observed(until - self.every, until)
         self.cycle = cycle + 1
-        self.fresh, self.batches, self.marks = [], [], []
+        self.fresh, self.batches, self.marks, self.rejected = [], [], [], []
         self.pieces = [piece for piece in self.pieces if piece.first >= self.opens]
 
         return frames, failures

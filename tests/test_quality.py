@@ -260,3 +260,34 @@ def test_bad_options_are_said(prior, options, message):
 def test_duplicates_without_errors_are_said():
     with pytest.raises(ValueError, match="several observations tell the same"):
         inverted(np.ones((3, 3)))
+
+
+def test_a_filter_checks_each_batch_beside_its_window(prior, tmp_path):
+    from sda.filtering import Assimilator
+
+    truth = drawn(prior, 9)
+    bad, where = planted(stations(prior, truth, 3), 2, size=20.0)
+    table = bad.to_table()
+    found = 0
+    with Assimilator(
+        prior, members=4, start=0.0, out=tmp_path / "a.zarr", quality=True, steps=8
+    ) as assimilator:
+        for step in range(LENGTH):
+            mine = ((table["time"] > step - 1) & (table["time"] <= step)).to_numpy()
+            if mine.any():
+                assimilator.add(Observations.from_table(table[mine]))
+            rows = {
+                (round(row["time"], 6), row["variable"], round(row["x"], 6))
+                for row in assimilator.rejected
+            }
+            expected = table[mine & where]
+            found += sum(
+                (round(t, 6), v, round(x, 6)) in rows
+                for t, v, x in zip(expected["time"], expected["variable"], expected["x"],
+                                   strict=True)
+            )  # fmt: skip
+            assert len(rows) <= len(expected) + 1
+            assimilator.step()
+        kept = [row for entry in assimilator.store.ledger for batch in entry["batches"]
+                for row in batch.get("rejected", [])]  # fmt: skip
+    assert found >= 0.9 * where.sum() and len(kept) >= found
