@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import xarray as xr
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dynamics.layout import Layout
@@ -35,6 +34,7 @@ from .data import Batches, NoiseLevels, Prefetch, Windows, open_dataset
 from .exposure import calibrate
 from .prior import Prior
 from .processes import check_processes, lightning_strategy
+from .static import static_fields
 from .symmetry import Symmetry
 from .window import WindowDenoiser
 
@@ -82,7 +82,8 @@ class TrainingOptions:
         preconditioning: "wiener" or "karras".
         advection: Whether the network sees advection channels.
         incompressible: Whether the network's output is a streamfunction.
-        static: Variables of the dataset, without time, that the network sees.
+        static: Variables of the dataset, without time, that the network sees, or names of
+            `sda.static.FEATURES` (default: latitude and land where there are any).
         climatology_window: The number of frames of the climatology (default: those of the window).
         steps: The number of optimiser steps.
         batch: The number of windows per step, over all processes.
@@ -105,7 +106,7 @@ class TrainingOptions:
     preconditioning: str = "wiener"
     advection: bool = False
     incompressible: bool = False
-    static: Sequence[str] = ()
+    static: Sequence[str] | None = None
     climatology_window: int | None = None
     steps: int = 10_000
     batch: int = 16
@@ -350,30 +351,6 @@ def split_members(members: int, held_out: float) -> tuple[np.ndarray, np.ndarray
     count = min(members - 1, max(1, round(held_out * members)))
 
     return np.arange(members - count), np.arange(members - count, members)
-
-
-def static_fields(dataset: xr.Dataset, names: Sequence[str], layout: Layout) -> Tensor | None:
-    """Stacks static variables of a dataset, scaled to unit root mean square, `(k, *space)`.
-
-    Raises:
-        ValueError: If a variable is missing, depends on time, or is not on the grid.
-    """
-
-    fields = []
-    for name in names:
-        if name not in dataset:
-            raise ValueError(
-                f"static variable {name!r} is not among {sorted(map(str, dataset.variables))}"
-            )
-        if set(dataset[name].dims) != set(layout.dims):
-            raise ValueError(
-                f"static variable {name!r} must have the dimensions {layout.dims}, got "
-                f"{dataset[name].dims}"
-            )
-        values = torch.from_numpy(dataset[name].transpose(*layout.dims).values).float()
-        fields.append(values / values.square().mean().sqrt().clamp(min=1e-12))
-
-    return torch.stack(fields) if fields else None
 
 
 @torch.no_grad()

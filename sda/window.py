@@ -16,12 +16,15 @@ References:
       arXiv 2206.00364.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
+
+from dynamics.layout import Layout
 
 from .climatology import Climatology
 from .covariance import Covariance
@@ -42,7 +45,7 @@ class WindowDenoiser(Denoiser):
         preconditioning: "wiener" or "karras".
         noise_range: The noise levels that the network is trained on. Beyond them the Wiener filter
             stands alone ("wiener" only).
-        static: Constant fields that the network sees, with shape `(k, *space)`.
+        static: Constant fields that the network sees, with shape `(k, *space)`, see `sda.static`.
         advection: Whether the network sees the advection `−P(u·∇u)` of its Wiener estimate and the
             residual of the trapezoidal rule (velocities `u`, `v` on a doubly periodic square).
         incompressible: Whether the network's output is a streamfunction, so that its part of the
@@ -58,6 +61,7 @@ class WindowDenoiser(Denoiser):
     mean: Tensor
     scale: Tensor
     static: Tensor
+    sea: Tensor | None
 
     def __init__(
         self,
@@ -80,13 +84,8 @@ class WindowDenoiser(Denoiser):
             raise ValueError(f"window must be at least 1, got {window}")
         if not 0 < noise_range[0] < noise_range[1]:
             raise ValueError(f"noise_range must be increasing and positive, got {noise_range}")
-        plane = len(layout.dims) == 2 and all(layout.periodic) and layout.shape[0] == 2
-        if (advection or incompressible) and not (plane and layout.shape[1] == layout.shape[2]):
-            grid = dict(zip(layout.dims, layout.shape[1:], strict=True))
-            raise ValueError(
-                f"advection and incompressible need two velocities on a doubly periodic square, "
-                f"got variables {layout.variables} on {grid}"
-            )
+        if advection or incompressible:
+            check_plane_flow(layout)
         self.layout, self.window = layout, window
         self.preconditioning = preconditioning
         self.noise_range = (noise_range[0], noise_range[1])
@@ -101,6 +100,9 @@ class WindowDenoiser(Denoiser):
                 f"{tuple(fields.shape)}"
             )
         self.register_buffer("static", fields)
+        # The network neither sees nor changes what is on land, where there are no states.
+        sea = None if layout.mask is None else torch.from_numpy(layout.mask).float()
+        self.register_buffer("sea", sea, persistent=False)
 
         folded = window * layout.shape[0]
         if not layout.dims:
@@ -122,8 +124,14 @@ class WindowDenoiser(Denoiser):
         )
 
     def residual_variance(self, s: Tensor) -> Tensor:
-        """r(s)², the mean squared error per value of the Wiener filter, with the shape of `s`."""
-        return self.covariance.wiener_variance(s)
+        """The mean squared error of the Wiener filter over all cells, with the shape of `s`.
+
+        It is what losses are relative to: cells of land count in both, with no error.
+        """
+
+        share = self.covariance.size / math.prod(self.covariance.shape)
+
+        return share * self.covariance.wiener_variance(s)
 
     def denoise(self, x: Tensor, s: Tensor | float) -> Tensor:
         self._check(x)
@@ -230,19 +238,24 @@ class WindowDenoiser(Denoiser):
 
         r = broadcast(self.covariance.wiener_variance(s).sqrt(), x)
         p = broadcast(self.covariance.wiener_power(s).clamp(min=1e-12).sqrt(), x)
-        inputs = [(w / p).flatten(1, 2), ((x - w) / broadcast(s, x)).flatten(1, 2)]
+        noise = self._at_sea((x - w) / broadcast(s, x))
+        inputs = [(w / p).flatten(1, 2), noise.flatten(1, 2)]
         inputs.append(self.static.expand(len(x), *self.static.shape))
         if self.advection:
             inputs.extend(self._advection(w, r))
         out = self._evaluate(torch.cat(inputs, dim=1), s)
 
-        return r * (
-            self.flow.curl(out)
-            if self.incompressible
-            else out.unflatten(1, self.covariance.shape[:2])
-        )
+        if self.incompressible:
+            return r * self.flow.curl(out)
+
+        return r * self._at_sea(out.unflatten(1, self.covariance.shape[:2]))
+
+    def _at_sea(self, x: Tensor) -> Tensor:
+        """Zero on land."""
+        return x if self.sea is None else x * self.sea
 
     def _karras(self, x: Tensor, s: Tensor) -> Tensor:
+        x = self._at_sea(x)
         total = broadcast(torch.sqrt(1 + s.square()), x)
         if self.layout.dims:
             static = self.static.expand(len(x), *self.static.shape)
@@ -253,7 +266,7 @@ class WindowDenoiser(Denoiser):
         if self.incompressible:
             out = self.flow.curl(out)
 
-        return x / total.square() + broadcast(s, x) / total * out.reshape(x.shape)
+        return x / total.square() + broadcast(s, x) / total * self._at_sea(out.reshape(x.shape))
 
     def _advection(self, w: Tensor, r: Tensor) -> list[Tensor]:
         """The change by advection within one dt, and the residual of the trapezoidal rule."""
@@ -276,6 +289,20 @@ class WindowDenoiser(Denoiser):
             "advection": self.advection,
             "incompressible": self.incompressible,
         }
+
+
+def check_plane_flow(layout: Layout) -> None:
+    """Raises a `ValueError` unless states are the velocities of a doubly periodic square."""
+
+    square = len(layout.dims) == 2 and all(layout.periodic) and layout.shape[1] == layout.shape[2]
+    if not square or layout.variables != ("u", "v") or layout.mask is not None:
+        grid = dict(zip(layout.dims, layout.shape[1:], strict=True))
+        land = " with land" if layout.mask is not None else ""
+        raise ValueError(
+            f"advection and incompressible need two velocities, u and v, on a doubly periodic "
+            f"square, got variables {layout.variables} on {grid} with period={dict(layout.period)}"
+            f"{land}: leave them out, or train on velocities"
+        )
 
 
 def _increment(pair: Covariance) -> float:

@@ -27,6 +27,7 @@ class GatedNet(nn.Module):
         depth: The number of blocks.
         embedding: The number of features of the noise level.
         dilations: The dilation of each block's first convolution, repeated in turn.
+        pole: Whether the grid `(latitude, longitude)` ends at the poles, see `layers.pad`.
     """
 
     def __init__(
@@ -38,17 +39,18 @@ class GatedNet(nn.Module):
         depth: int = 6,
         embedding: int = 64,
         dilations: tuple[int, ...] = (1,),
+        pole: bool = False,
     ) -> None:
         super().__init__()
         self.embedding = LevelEmbedding(embedding)
-        self.first = Convolution(channels_in, width, periodic)
+        self.first = Convolution(channels_in, width, periodic, pole=pole)
         self.blocks = nn.ModuleList(
             [
-                GatedBlock(width, periodic, embedding, dilations[i % len(dilations)])
+                GatedBlock(width, periodic, embedding, dilations[i % len(dilations)], pole)
                 for i in range(depth)
             ]
         )
-        self.last = Convolution(width, channels_out, periodic)
+        self.last = Convolution(width, channels_out, periodic, pole=pole)
         self.last.clear()
 
     def forward(self, x: Tensor, log_s: Tensor) -> Tensor:
@@ -71,11 +73,16 @@ class GatedBlock(nn.Module):
     """
 
     def __init__(
-        self, width: int, periodic: tuple[bool, ...], embedding: int, dilation: int
+        self,
+        width: int,
+        periodic: tuple[bool, ...],
+        embedding: int,
+        dilation: int,
+        pole: bool = False,
     ) -> None:
         super().__init__()
-        self.first = Convolution(width, 2 * width, periodic, dilation=dilation)
-        self.last = Convolution(width, width, periodic)
+        self.first = Convolution(width, 2 * width, periodic, dilation=dilation, pole=pole)
+        self.last = Convolution(width, width, periodic, pole=pole)
         self.level = nn.Linear(embedding, 3 * width)
         with torch.no_grad():
             self.last.conv.weight.mul_(0.3)

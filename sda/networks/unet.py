@@ -23,6 +23,7 @@ class UNet(nn.Module):
         widths: The number of channels at each level.
         depths: The number of blocks at each level, on either side.
         embedding: The number of features of the noise level.
+        pole: Whether the grid `(latitude, longitude)` ends at the poles, see `layers.pad`.
 
     Raises:
         ValueError: If `widths` and `depths` differ in length, or (at the first use) if the grid
@@ -37,6 +38,7 @@ class UNet(nn.Module):
         widths: tuple[int, ...] = (32, 64, 128),
         depths: tuple[int, ...] = (2, 2, 2),
         embedding: int = 64,
+        pole: bool = False,
     ) -> None:
         super().__init__()
         if len(widths) != len(depths) or not widths:
@@ -45,24 +47,26 @@ class UNet(nn.Module):
             )
         self.factor = 2 ** (len(widths) - 1)
         self.embedding = LevelEmbedding(embedding)
-        self.first = Convolution(channels_in, widths[0], periodic)
+        self.first = Convolution(channels_in, widths[0], periodic, pole=pole)
         self.down = nn.ModuleList(
             [
-                Stage([ResidualBlock(width, periodic, embedding) for _ in range(depth)])
+                Stage([ResidualBlock(width, periodic, embedding, pole) for _ in range(depth)])
                 for width, depth in zip(widths, depths, strict=True)
             ]
         )
         self.up = nn.ModuleList(
             [
-                Stage([ResidualBlock(width, periodic, embedding) for _ in range(depth)])
+                Stage([ResidualBlock(width, periodic, embedding, pole) for _ in range(depth)])
                 for width, depth in zip(widths[:-1], depths[:-1], strict=True)
             ]
         )
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
-        self.downscale = nn.ModuleList([Convolution(a, b, periodic, stride=2) for a, b in pairs])
-        self.upscale = nn.ModuleList([Convolution(b, a, periodic) for a, b in pairs])
+        self.downscale = nn.ModuleList(
+            [Convolution(a, b, periodic, stride=2, pole=pole) for a, b in pairs]
+        )
+        self.upscale = nn.ModuleList([Convolution(b, a, periodic, pole=pole) for a, b in pairs])
         self.merge = nn.ModuleList([Convolution(2 * a, a, periodic, kernel=1) for a, _ in pairs])
-        self.last = Convolution(widths[0], channels_out, periodic)
+        self.last = Convolution(widths[0], channels_out, periodic, pole=pole)
         self.last.clear()
 
     def forward(self, x: Tensor, log_s: Tensor) -> Tensor:
@@ -105,10 +109,12 @@ class ResidualBlock(nn.Module):
     The noise level scales and shifts its input and scales its output.
     """
 
-    def __init__(self, width: int, periodic: tuple[bool, ...], embedding: int) -> None:
+    def __init__(
+        self, width: int, periodic: tuple[bool, ...], embedding: int, pole: bool = False
+    ) -> None:
         super().__init__()
-        self.first = Convolution(width, width, periodic)
-        self.last = Convolution(width, width, periodic)
+        self.first = Convolution(width, width, periodic, pole=pole)
+        self.last = Convolution(width, width, periodic, pole=pole)
         self.level = nn.Linear(embedding, 3 * width)
         nn.init.normal_(self.level.weight, std=0.02)
         nn.init.zeros_(self.level.bias)
