@@ -79,6 +79,11 @@ class Prior:
         return self.climatology.layout
 
     @property
+    def standard_names(self) -> dict[str, str]:
+        """The CF standard names of the variables, as far as the data had them."""
+        return dict(self.info.get("standard_names", {}))
+
+    @property
     def gaussian(self) -> bool:
         """Whether there is no network."""
         return self.denoiser is None

@@ -1,7 +1,9 @@
 """Data and observations as the community writes them: CF conventions, calendars, units."""
 
+from .align import open_like
 from .anomalies import Anomalies
 from .canonical import canonical, open_data
+from .observations import load_observations
 from .prepare import Prepared, prepare
 from .seasonal import SeasonalCycle
 from .times import Clock
@@ -14,6 +16,8 @@ __all__ = [
     "SeasonalCycle",
     "Transform",
     "canonical",
+    "load_observations",
     "open_data",
+    "open_like",
     "prepare",
 ]

@@ -4,11 +4,13 @@ The engine counts time in numbers, in steps of `dt`. Dates of any CF calendar be
 since the first day of the data. Monthly (and yearly) means are not uniform in days: they become
 months of 30 days, that is dates of the calendar `360_day`, in which a day keeps its year, month and
 place within the month. Both decode to dates wherever CF is read. The
-first time of the data is the reference date, so that its states are at multiples of `dt`.
+reference date is about 1970, and so that states are at multiples of `dt`: files of one archive have
+the same one, whatever their years.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import xarray as xr
 # The part of a step within which two times are the same: many are stored in single precision.
 TOLERANCE = 1e-3
 MONTHLY = "360_day"
+EPOCH = 1970
 # The days by which a date may miss that of a monthly mean.
 NEAR = 1.5
 # Names of the calendar that clocks on the wall follow.
@@ -199,6 +202,8 @@ def uniform(time: xr.DataArray) -> xr.DataArray:
             says where.
     """
 
+    import cftime
+
     name = str(time.name or "time")
     units, calendar = str(time.attrs.get("units", "1")), time.attrs.get("calendar", "standard")
     decoded = not np.issubdtype(time.dtype, np.number)
@@ -233,15 +238,21 @@ def uniform(time: xr.DataArray) -> xr.DataArray:
     if np.allclose(steps, steps[0], rtol=TOLERANCE, atol=0):
         days = float(np.mean(steps)) / clock.per_day
         unit, scale = ("days", 1.0) if abs(days - round(days)) < 1e-6 else ("hours", 24.0)
-        text_ = f"{first.year:04d}-{first.month:02d}-{first.day:02d}"
-        if (first.hour, first.minute, first.second) != (0, 0, 0):
-            text_ += f" {first.hour:02d}:{first.minute:02d}:{first.second:02d}"
+        epoch = cftime.datetime(EPOCH, 1, 1, calendar=clock.calendar)
+        seconds = round((first - epoch).total_seconds())
+        phase = round(seconds % (days * 86400))
+        start = round((seconds - phase) / (days * 86400))
+        date = epoch + timedelta(seconds=phase)
+        reference = f"{date.year:04d}-{date.month:02d}-{date.day:02d}"
+        if (date.hour, date.minute, date.second) != (0, 0, 0):
+            reference += f" {date.hour:02d}:{date.minute:02d}:{date.second:02d}"
         return coordinate(
-            days * scale * np.arange(len(numbers)), f"{unit} since {text_}", clock.calendar
+            days * scale * (start + np.arange(len(numbers))),
+            f"{unit} since {reference}",
+            clock.calendar,
         )
 
-    days = steps / clock.per_day
-    if days.min() < 27.5:
+    if (steps / clock.per_day).min() < 27.5:
         check_steps(name, steps, text, units.split()[0] if not decoded else "hours")
     dates = clock.dates(numbers)
     months = np.array([date.year * 12 + date.month for date in dates])
@@ -257,9 +268,10 @@ def uniform(time: xr.DataArray) -> xr.DataArray:
     lengths = np.array([days_in_month(date) for date in dates])
     place = np.mean([(d.day - 1 + d.hour / 24) / n for d, n in zip(dates, lengths, strict=True)])
     day = 1 + min(round(30 * float(place)), 29)
-    reference = f"days since {first.year:04d}-{first.month:02d}-{day:02d}"
+    month = (int(months[0]) - 1 - 12 * EPOCH) % int(jumps[0])
+    reference = f"days since {EPOCH + month // 12:04d}-{month % 12 + 1:02d}-{day:02d}"
 
-    return coordinate(30.0 * (months - months[0]), reference, MONTHLY)
+    return coordinate(30.0 * (months - 1 - 12 * EPOCH - month), reference, MONTHLY)
 
 
 def first_state(layout: Any, time: float) -> float:
