@@ -28,10 +28,13 @@ from dynamics.layout import Layout
 
 from .lock import Lock
 from .store import (
+    announce,
+    announcement,
     beside,
     check_settings,
     read_attributes,
     replace,
+    supersedes,
     sync,
     sync_tree,
 )
@@ -100,9 +103,13 @@ class AnalysisWriter:
         self.counts = {name: np.zeros(AHEAD, dtype="<i4") for name in COUNTS}
         self.lock = Lock(self.path).acquire()
         try:
-            self.replaces = check_target(self.path, overwrite, resume) and not resume
-            self.place = beside(self.path) if self.replaces else self.path
             settings = json.loads(json.dumps(dict(settings)))
+            self.replaces = check_target(self.path, overwrite, resume) and (
+                not resume or supersedes(self.path, settings)
+            )
+            self.place = beside(self.path) if self.replaces else self.path
+            if self.replaces:
+                announce(self.path, settings)
             self.attrs: dict[str, Any] = {
                 "Conventions": "CF-1.11",
                 **attrs,
@@ -333,6 +340,7 @@ class AnalysisWriter:
         if self.place != self.path:
             replace(self.path, self.place)
             self.place = self.path
+            announcement(self.path).unlink(missing_ok=True)
 
     def damages(self) -> dict[int, str]:
         """What is wrong with the finished cycles whose files are not as they were written."""

@@ -38,7 +38,7 @@ from .conditional import Continuation
 from .departure import Departure, check_count
 from .partial import Partial
 from .sampling import SAMPLERS, Diverged
-from .store import PosteriorMemory, PosteriorWriter, check_target
+from .store import PosteriorMemory, PosteriorWriter, announce, check_target
 
 if TYPE_CHECKING:
     from .langevin import Langevin
@@ -459,8 +459,12 @@ def forecast_from_observations(
     """
 
     lead = check_count("lead", lead)
-    if out is not None:
-        check_target(Path(out), overwrite, resume)
+    if out is not None and check_target(Path(out), overwrite, resume) and overwrite:
+        # Interrupted in the analysis already, the run is resumed all the same.
+        announce(Path(out).resolve(), {
+            "task": "forecast", "prior": prior.hash, "observations": observations.hash(),
+            "lead": lead, "members": members, "seed": seed,
+        })  # fmt: skip
     dt = prior.layout.dt
     if time is None:
         first, last = first_state(prior.layout, observations.span[0]), observations.span[1]

@@ -18,6 +18,7 @@ one process that writes the store. Staged blocks that a run has left are taken o
 """
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -245,13 +246,17 @@ class PosteriorWriter:
 
         settings = json.loads(json.dumps(dict(settings)))
         exists = check_target(self.path, overwrite, resume)
-        if exists and resume:
+        # A link, perhaps to a larger disk, stays; what it points to is replaced.
+        target = self.path.resolve() if self.path.is_symlink() else self.path
+        if exists and resume and not supersedes(target, settings):
             check_settings(self.path, read_attributes(self.path), settings)
         else:
             first = initial_attributes(layout, settings, attrs, self.members, block)
-            # A link, perhaps to a larger disk, stays; what it points to is replaced.
-            self.path = self.path.resolve() if self.path.is_symlink() else self.path
+            self.path = target
             self.place = beside(self.path) if exists else self.path
+            if exists:
+                discard_drafts(self.path)
+                announce(self.path, settings)
             self.made = True
             try:
                 create(self.place, layout, time, self.members, block, first, dtype, frames)
@@ -350,6 +355,7 @@ class PosteriorWriter:
         if self.place != self.path and not set(self.blocks[k]) <= set(self.attrs["failed_members"]):
             replace(self.path, self.place)
             self.place = self.path
+            announcement(self.path).unlink(missing_ok=True)
 
     def adopt(self, staged: Path) -> bool:
         """Takes over a staged block, and says whether it was whole.
@@ -469,6 +475,9 @@ class PosteriorWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.made and not isinstance(error, KeyboardInterrupt | OSError):
+            # Taken up, it would end so again.
+            announcement(self.path).unlink(missing_ok=True)
         if error is None:
             self.close()
             return
@@ -846,6 +855,42 @@ def replace(path: Path, fresh: Path) -> None:
     os.rename(fresh, path)
     sync(path.parent)
     shutil.rmtree(old)
+
+
+def discard_drafts(path: Path) -> None:
+    """Removes what runs that were killed have left beside a posterior they were to replace."""
+
+    for draft in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"):
+        if is_posterior(draft):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def announcement(path: Path) -> Path:
+    """The file beside a store that says by what a run is about to replace it."""
+    return path.with_name(f".{path.name}.next")
+
+
+def announce(path: Path, settings: Mapping[str, Any]) -> None:
+    """Says that a store is about to be replaced by one of these settings, or of some of them.
+
+    Until its first members are on disk the old store stays as it is. Interrupted before, the run is
+    resumed by what it has announced.
+    """
+
+    write_text(announcement(path), json.dumps(dict(settings)))
+
+
+def supersedes(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether an interrupted run of these settings was about to replace a store of others."""
+
+    if json.loads(read_attributes(path)["settings"]) == settings:
+        announcement(path).unlink(missing_ok=True)
+        return False
+    try:
+        content = json.loads(announcement(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.items() <= settings.items()
 
 
 def read_attributes(path: Path) -> dict[str, Any]:

@@ -197,6 +197,38 @@ def test_an_analysis_in_blocks_of_time_is_overwritten(system, prior, tmp_path, m
     assert names == ["forecast-analysis.zarr", "forecast.zarr"]
 
 
+@pytest.mark.parametrize("stage", ["analysis", "forecast"])
+def test_a_forecast_that_was_to_replace_another_is_resumed(
+    system, prior, tmp_path, monkeypatch, stage
+):
+    """What stands there until its first members are done does not count as other settings."""
+
+    truth = system.simulate(members=1, length=12, spinup=8, seed=9).isel(member=0)
+    observations = observe(truth, Select(variables=["position"], every=2), std=0.1, seed=1)
+    options = {"task": "forecast", "lead": 12, "members": 2, "steps": 2, "guidance": "static"}
+    out = tmp_path / "forecast.zarr"
+    old = sda.assimilate(prior, observations, seed=1, out=out, **options).load()
+
+    def killed(*arguments, **more):
+        raise KeyboardInterrupt
+
+    place = (sda.sampling, "integrate") if stage == "analysis" else (Continuation, "sample")
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, killed)
+        for choice in ({"overwrite": True}, {"resume": True}):
+            with pytest.raises(KeyboardInterrupt):
+                sda.assimilate(prior, observations, seed=2, out=out, **options, **choice)
+    assert old.drop_attrs().equals(sda.store.open_dataset(out).load().drop_attrs())
+    with pytest.raises(ValueError, match="other settings .*seed was [12], now 3"):
+        sda.assimilate(prior, observations, seed=3, out=out, resume=True, **options)
+    new = sda.assimilate(prior, observations, seed=2, out=out, resume=True, **options)
+    expected = sda.assimilate(prior, observations, seed=2, **options)
+    for name in expected:
+        np.testing.assert_array_equal(expected[name], new[name])
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["forecast-analysis.zarr", "forecast.zarr"]
+
+
 def test_members_depend_on_nothing_but_seed_and_index(prior, initial):
     whole = sda.forecast(prior, initial, 9, members=5, seed=2)
     apart = sda.forecast(prior, initial, 9, members=5, seed=2, block=2)
@@ -418,7 +450,7 @@ def test_command_line(prior, initial, tmp_path, capsys):
     capsys.readouterr()
     new = f"out={tmp_path / 'new.zarr'}"
     for arguments, message in (
-        ([*learned, *source, "lead=0", new], "lead must be an integer of at least 1"),
+        ([*learned, *source, "lead=0", new], "lead must be an integer of at least 1, got 0"),
         ([*source, "lead=3", new], "give prior=… or system=…"),
         ([*learned, *source, "lead=3", "time=-1", new], "not that of a state"),
         ([*learned, *source, "lead=3", "memory=1B", new], "more than memory=1B"),

@@ -54,6 +54,33 @@ def test_round_trip(tmp_path):
     }
 
 
+def test_a_run_that_was_to_replace_another_is_resumed(tmp_path):
+    """By its own settings alone, and without what a kill has left of it."""
+
+    path, other = tmp_path / "p.zarr", {**SETTINGS, "seed": 2}
+    with writer(path) as sink:
+        fill(sink, states())
+    for choice in ("overwrite", "resume"):
+        with pytest.raises(KeyboardInterrupt), writer(path, other, **{choice: True}):
+            raise KeyboardInterrupt
+    sink = writer(path, other, resume=True)
+    sink.lock.release()  # as if it were killed: what is half made stays
+    sink.pool.shutdown()
+    with pytest.raises(ValueError, match="seed was 1, now 3"):
+        writer(path, {**SETTINGS, "seed": 3}, resume=True)
+    assert np.array_equal(LAYOUT.to_array(open_dataset(path)), states())
+    with writer(path, other, resume=True) as sink:
+        fill(sink, -states())
+    assert np.array_equal(LAYOUT.to_array(open_dataset(path)), -states())
+    assert [each.name for each in tmp_path.iterdir()] == ["p.zarr"]
+    # What would end so again is not resumed, and what goes on is no replacement.
+    with pytest.raises(FloatingPointError), writer(path, SETTINGS, overwrite=True):
+        raise FloatingPointError
+    with pytest.raises(ValueError, match="seed was 2, now 1"):
+        writer(path, SETTINGS, resume=True)
+    assert [each.name for each in tmp_path.iterdir()] == ["p.zarr"]
+
+
 def test_memory_is_the_same_dataset(tmp_path):
     x = states()
     memory = PosteriorMemory(
@@ -163,7 +190,9 @@ def test_what_is_to_be_replaced_stays_until_there_is_something_better(tmp_path, 
         with pytest.raises(type(error)):
             run()
     assert np.array_equal(LAYOUT.to_array(open_dataset(path)), x)
-    assert [p.name for p in tmp_path.iterdir()] == ["p.zarr"]
+    # What was interrupted can be resumed, by what it has announced.
+    note = [".p.zarr.next"] if isinstance(error, KeyboardInterrupt | OSError) else []
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*note, "p.zarr"]
 
     with writer(path, block=5, overwrite=True) as sink:
         sink.put(0, x[:5] + 1)
