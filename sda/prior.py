@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save
 from dynamics.layout import Layout
 
 from .cf.anomalies import Anomalies
+from .cf.land import check_land
 from .climatology import Climatology
 from .covariance import Covariance
 from .data import open_dataset
@@ -107,10 +108,11 @@ class Prior:
         """The likelihood of trajectories of normalised anomalies at times.
 
         Raises:
-            ValueError: If an observation does not fit the layout or the times.
+            ValueError: If an observation does not fit the layout or the times, or sees land.
         """
 
         given = observations.likelihood(self.layout, time, dtype=dtype, device=device)
+        check_land(observations, given, self.layout)
         mean, scale = (self.climatology.get_buffer(name) for name in ("mean", "scale"))
         if self.mapping is None:
             return given.normalise(mean, scale)

@@ -57,7 +57,8 @@ def longitudes(dataset: xr.Dataset) -> xr.Dataset:
     # A repeated column is a whole turn, which the remainder cannot tell from no step at all.
     total = float(steps.sum())
     back = np.flatnonzero((np.diff(values) <= 0) | (steps > 180))
-    if len(values) > 1 and (total > 360 + 1e-3 or (steps < 1e-9).any()):
+    jumps = len(values) > 2 and bool((steps > 180).any())
+    if len(values) > 1 and (jumps or total > 360 + 1e-3 or (steps < 1e-9).any()):
         i = int(back[0]) if len(back) else int(np.argmax(steps))
         mixed = values.min() < 0 and values.max() > 180
         raise ValueError(

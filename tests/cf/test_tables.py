@@ -133,7 +133,7 @@ def test_conversions_are_those_of_the_books(given, wanted, value, expected):
     ("make", "text"),
     [
         (lambda: ours().drop(columns="lat"), r"lacks 'lat' \(or latitude, lat@hdr"),
-        (lambda: ours().drop(columns=["time", "std"]), "'time' .or valid_time.*'std' .or obs_error"),
+        (lambda: ours().drop(columns=["time", "std"]), "'time' .or valid_t.*'std' .or obs_err"),
         (lambda: ours().assign(latitude=LAT + 1), "'lat' and 'latitude' could both be the lat"),
         (lambda: ours(lat=[10, 95, 0]), "within -90 … 90, got 95 in row 1.*swapped"),
         (lambda: ours(lon=[10, 0, 500]), "within -360 … 360, got 500 in row 2"),
