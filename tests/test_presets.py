@@ -16,7 +16,7 @@ from sda.sampling import SAMPLERS, sample
 from sda.training import TrainingOptions
 
 # Networks whose options are a set-up's own.
-OWN = {"gated_kolmogorov32"}
+OWN = {"gated_kolmogorov32", "gated_toy"}
 
 
 def preset(group, option):
