@@ -134,8 +134,9 @@ def assimilate(
         resume: Whether a posterior at `out` that was interrupted is completed.
         progress: Whether a progress bar is shown.
         cluster: A Dask cluster whose workers sample the blocks of members, see
-            `dynamics.cluster.connect` (default: this process does). For "smooth" only; the workers
-            must see `out`.
+            `dynamics.cluster.connect` (default: this process does); they must see `out`. For
+            "smooth" in memory only: the cycles of a filter, the blocks of a forecast and blocks of
+            time (`frames`) each need what the one before left on this machine.
         workers: The number of processes of cluster="local", which it implies.
         quality: Whether observations in gross error are left out: thresholds of `sda.quality`, or
             True for the usual ones. What was rejected is in the attributes of the posterior.
@@ -169,9 +170,11 @@ def assimilate(
         observations = check(prior, observations, quality, time).accepted
     if cluster is not None or workers is not None:
         if task != "smooth" or frames is not None:
+            what = f"frames={frames}" if task == "smooth" else f"task={task!r}"
             raise ValueError(
-                f"a cluster goes with task='smooth' and no frames, got task={task!r}, "
-                f"frames={frames}"
+                f"a cluster goes with task='smooth', whose members are independent; {what} is for "
+                f"one process, as cycles of a filter, blocks of a forecast and blocks of time each "
+                f"need what the one before left: leave out cluster and workers"
             )
         if lead is not None or lag or history is not None or carry != "observations":
             raise ValueError("lead goes with task='forecast'; lag, history, carry with 'filter'")
@@ -195,7 +198,7 @@ def assimilate(
             precision=precision, overwrite=overwrite, resume=resume, progress=progress,
         )  # fmt: skip
     if task == "filter":
-        from .filtering import filter_all
+        from .filter_all import filter_all
 
         if smc is not None:
             raise ValueError("particle steps go with task='smooth': leave out smc for a filter")
@@ -258,6 +261,11 @@ def assimilate(
             f"cluster and frames, or raise memory={memory}"
         )
     if long:
+        if observations.robust:
+            raise ValueError(
+                "blocks of time need Gaussian errors, but some observations have others: raise "
+                "memory, leave out frames, or use quality=True with Gaussian errors"
+            )
         if smc is not None:
             raise ValueError(
                 "particle steps weigh whole trajectories, which are too long here: leave out smc, "

@@ -283,6 +283,7 @@ class Portions:
                     Points(columns),
                     each.y.ravel()[mine],
                     each.std.ravel()[mine],
+                    each.errors,
                 )
             )
             numbers.append(first + np.flatnonzero(mine[seen]))

@@ -31,6 +31,10 @@ class LikelihoodLike(Protocol):
     def columns(self) -> Tensor: ...
 
 
+# The analyses from which the first weights of errors that are not Gaussian follow.
+STARTED = 20
+
+
 @dataclass
 class Move:
     """`M g` and a draw `z` from `N(0, M)`, of which only a combination is wanted.
@@ -259,12 +263,14 @@ class PosteriorDenoiser(Denoiser, abc.ABC):
         vjps: How often its adjoint was, summed over members.
         twisted: Whether an analysis has `chi2` with the covariance that its gain is made of, as
             particle steps need it.
+        takes_robust: Whether errors may be other than Gaussian.
 
     Raises:
         ValueError: If the shapes of the likelihood and the covariance differ.
     """
 
     twisted = False
+    takes_robust = False
 
     def __init__(
         self,
@@ -280,6 +286,11 @@ class PosteriorDenoiser(Denoiser, abc.ABC):
             raise ValueError(
                 f"the observations are of trajectories {tuple(likelihood.shape)}, but the "
                 f"covariance is of {tuple(covariance.shape)} (time, channel, *space)"
+            )
+        if getattr(likelihood, "robust", None) is not None and not self.takes_robust:
+            raise ValueError(
+                "this guidance takes Gaussian errors only, but some observations have others: use "
+                "guidance 'static', or 'flow_dependent' for systems without space"
             )
         self.denoiser = denoiser
         self.likelihood = likelihood
@@ -343,9 +354,15 @@ class PosteriorDenoiser(Denoiser, abc.ABC):
         prior = getattr(self.denoiser, "mean", None)
         if prior is None:
             prior = torch.zeros(members, *self.shape).to(self.likelihood.y)
-        tangent = self.space.linearise(prior)
-        e = self.likelihood.y - tangent.value
-        v = self.space.solve(lambda e: e, e, tangent, ("start", 0.0))
+        if self.space.robust is not None:
+            start = self.space.affine(prior) if self.space.elementwise else prior
+            tangent, _, v = self.space.reweighted(
+                start, start, lambda e: e, ("start", 0.0), STARTED
+            )
+        else:
+            tangent = self.space.linearise(prior)
+            e = self.likelihood.y - tangent.value
+            v = self.space.solve(lambda e: e, e, tangent, ("start", 0.0))
         mean = prior + self.space.adjoint(lambda e: e, v, tangent)
 
         return mean + PosteriorMetric(self.space, tangent, s, CappedPrior(s)).draw(noise)

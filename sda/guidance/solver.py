@@ -58,6 +58,16 @@ class Tangent:
 
         return Tangent(self.value[members], self.jvp, self.vjp, self.slope[members])
 
+    def weighted(self, root: Tensor) -> "Tangent":
+        """The operator times factors `(member, m)`, the roots of weights of the precision."""
+
+        if self.slope is not None:
+            return Tangent(root * self.value, self.jvp, self.vjp, root * self.slope)
+
+        return Tangent(
+            root * self.value, lambda x: root * self.jvp(x), lambda v: self.vjp(root * v)
+        )
+
 
 def conjugate_gradients(
     operator: Callable[[Tensor], Tensor],
@@ -166,9 +176,11 @@ class ObservationSpace:
         self.std = likelihood.std
         m, n = len(self.std), covariance.eigenvalues.numel()
         small = m * n <= limit and m * m * n <= 200 * limit
-        self.direct = likelihood.linear and small
+        self.robust = getattr(likelihood, "robust", None)
+        # With weights of its own, each member has systems of its own, as with a slope.
+        self.direct = likelihood.linear and small and self.robust is None
         parts = None if likelihood.linear else getattr(likelihood, "parts", None)
-        self.elementwise = small and parts is not None
+        self.elementwise = small and (parts is not None or (likelihood.linear and not self.direct))
         self.affine: Function = parts[0] if parts else likelihood.H
         self.function: Function = parts[1] if parts else identity
         self._columns: Tensor | None = None
@@ -241,6 +253,88 @@ class ObservationSpace:
             slope = torch.autograd.grad(value.sum(), z)[0]
 
         return Tangent(value.detach(), self._no_map, self._no_map, slope)
+
+    def reweighted(
+        self, start: Tensor, z: Tensor, fn: Function, key: Key, iterations: int
+    ) -> tuple[Tangent, Tensor, Tensor]:
+        r"""Solves `(A_f) v = e` where errors are not Gaussian, by scale mixtures.
+
+        The precision of each error is weighted by its expectation given the analysis, and the
+        analysis made again (the EM algorithm, or variational Bayes: of the analysis its variance
+        `H C_a Hᵀ` counts as well),
+
+            w = E[λ | ε² = (y − H x_a)² + H C_a Hᵀ],    R ← R / w.
+
+        Arguments:
+            start: The background `x`, `(member, *shape)`; where the solves are `assembled`, `A x`.
+            z: Where the operator is linearised first, of the same shape.
+            fn: The elementwise function `f` of the eigenvalues.
+            key: A name of `f`.
+            iterations: The number of analyses.
+
+        Returns:
+            The operator and the innovation, both times the roots of the weights, and `v`.
+        """
+
+        y, variance, robust = self.likelihood.y, self.std**2, self.robust
+        assert robust is not None  # who calls has looked
+        root, spread = None, torch.zeros_like(variance)
+        gram = self.shared(fn, key).to(z.dtype) if self.elementwise else None
+        for _ in range(iterations):
+            plain = self.tangent(z) if self.elementwise else self.likelihood_tangent(z)
+            if root is None:
+                root = torch.ones_like(plain.value)
+            else:
+                square = (y - plain.value).square() + spread
+                root = robust.weights(square / variance).sqrt()
+            tangent = plain.weighted(root)
+            e = root * y - tangent.value
+            if gram is not None:
+                slope = required_slope(tangent)
+                e = e - slope * (start - z)
+                v = self.solve(fn, e, tangent, key)
+                z = start + (slope * v) @ gram
+                known = self._explained(gram, slope)
+            else:
+                e = e - tangent.jvp(start - z)
+                v = self.solve(fn, e, tangent, key)
+                z = start + self.adjoint(fn, v, tangent)
+                prior = root**2 * self._observed(fn, key) / variance
+                known = prior / (1 + prior)
+            spread = variance / root**2 * known
+
+        return tangent, e, v
+
+    def likelihood_tangent(self, x: Tensor) -> Tangent:
+        """The operator of the likelihood, linearised at trajectories."""
+        return Tangent(*self.likelihood.linearise(x))
+
+    def _explained(self, gram: Tensor, slope: Tensor) -> Tensor:
+        """The share `1 − diag(S⁻¹ R)` of each error's variance that the analysis has left."""
+
+        members, m = slope.shape
+        scale = (slope / self.std).double()
+        out = torch.empty_like(scale)
+        for part in torch.arange(members, device=slope.device).split(max(1, FACTORS // m**2)):
+            matrix = scale[part, :, None] * gram.double() * scale[part, None, :]
+            matrix.diagonal(dim1=-2, dim2=-1).add_(1)
+            factor, _ = torch.linalg.cholesky_ex(matrix)
+            out[part] = 1 - torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1)
+
+        return out.clamp(0, 1).to(slope.dtype)
+
+    def _observed(self, fn: Function, key: Key) -> Tensor:
+        """The variance `diag(H f(Σ) Hᵀ)`, estimated from fixed draws, with shape `(m)`."""
+
+        key = (f"observed {key[0]}", key[1])
+        if key not in self._factors:
+            noise = torch.randn(
+                (64, *self.covariance.shape), generator=torch.Generator().manual_seed(0)
+            ).to(self.std)
+            drawn = self.covariance.apply(lambda e: fn(e).sqrt(), noise)
+            self._factors[key] = torch.cat([self.likelihood.H(x) for x in drawn.split(16)]).var(0)
+
+        return self._factors[key]
 
     @staticmethod
     def _no_map(x: Tensor) -> Tensor:

@@ -19,13 +19,17 @@ from torch import Tensor
 from ..covariance import Covariance
 from ..denoiser import Denoiser
 from .base import Analysis, PosteriorDenoiser, wiener
-from .solver import ObservationSpace, required, required_slope
+from .solver import ObservationSpace, Tangent, required, required_slope
+
+# The analyses of a noise level from which the weights of errors that are not Gaussian follow.
+REWEIGHTED = 6
 
 
 class StaticGuidance(PosteriorDenoiser):
     """Guidance with the climatological covariance, shared by all members.
 
-    A non-linear `H` is linearised at the background of each member.
+    A non-linear `H` is linearised at the background of each member. Errors that are not Gaussian
+    are weighted at each level, for each member, see `ObservationSpace.reweighted`.
 
     Arguments:
         denoiser: The denoiser of the prior.
@@ -40,6 +44,7 @@ class StaticGuidance(PosteriorDenoiser):
     """
 
     twisted = True
+    takes_robust = True
 
     def __init__(
         self,
@@ -53,6 +58,8 @@ class StaticGuidance(PosteriorDenoiser):
         if relinearisations < 1:
             raise ValueError(f"relinearisations must be at least 1, got {relinearisations}")
         self.relinearisations = 1 if likelihood.linear else relinearisations
+        if getattr(likelihood, "robust", None) is not None:
+            self.twisted = False
 
     @torch.no_grad()
     def analyse(self, x: Tensor, s: float) -> Analysis:
@@ -70,6 +77,8 @@ class StaticGuidance(PosteriorDenoiser):
         """
 
         space = space or self.space
+        if space.robust is not None:
+            return self._update_robust(background, s, space)
         if space.elementwise:
             return self._update_elementwise(background, s, space)
         mean, tangent, innovations = background, None, []
@@ -112,6 +121,27 @@ class StaticGuidance(PosteriorDenoiser):
         chi2 = (innovations[-1] * v).sum(1)
 
         return Analysis(mean, background, innovations[0], s, tangent, chi2, space)
+
+    def _update_robust(self, background: Tensor, s: float, space: ObservationSpace) -> Analysis:
+        """The same where errors are not Gaussian."""
+
+        start = space.affine(background) if space.elementwise else background
+        tangent, e, v = space.reweighted(
+            start, start, wiener(s), ("innovation", s), max(REWEIGHTED, self.relinearisations)
+        )
+        mean = background + space.adjoint(wiener(s), v, tangent)
+
+        return Analysis(mean, background, e, s, tangent, (e * v).sum(1), space, mean)
+
+    def _tangent(self, analysis: Analysis) -> Tangent | None:
+        space = analysis.gain if isinstance(analysis.gain, ObservationSpace) else self.space
+        if analysis.tangent is None and space.robust is not None:
+            # Some members of an analysis: the weights are those of its mean.
+            plain = space.likelihood_tangent(analysis.mean)
+            square = ((self.likelihood.y - plain.value) / space.std).square()
+            analysis.tangent = plain.weighted(space.robust.weights(square).sqrt())
+
+        return super()._tangent(analysis)
 
     def probe(self, analysis: Analysis, eta: Tensor) -> tuple[Tensor, Tensor]:
         """`Hᵀ v` and `C Hᵀ v` for `v = L⁻ᵀ η`, `S = L Lᵀ`, both with shape `(member, *shape)`.

@@ -10,7 +10,7 @@ from dynamics.layout import Layout
 from dynamics.random import normal
 
 from .domain import Grid
-from .observations import Observations, errors
+from .observations import Observations, deviations
 from .operator import Bound, Operator, anchored
 
 NOISE, LAND = 1, 2  # the keys of these purposes, see dynamics.random
@@ -60,7 +60,7 @@ def observe(
             f"finite: does it hold NaN, or is the operator undefined there?"
         )
     y = np.where(on_land(bound, states, y, layout), np.nan, y)
-    scale = errors(std, bound.target)
+    scale = deviations(std, bound.target)
     noise = normal(seed, [0], y.shape, NOISE, dtype=torch.float64)[0].numpy()
 
     return Observations.from_operator(operator, y + scale * noise, scale, layout, time)

@@ -21,12 +21,14 @@ from dynamics.layout import summary
 from .domain import Domain, Grid, locate
 from .observations import Observations, ObservationSet
 from .operator import Bound, Operator, from_config, known, on_grid, within
+from .robust import GAUSSIAN
 from .select import Select
 
 KINDS = ("points", "averages")
 SUFFIX = "_std"
 ATTRIBUTE = "observation_operator"
 ORDER = "observed_variables"
+ERRORS = "observation_errors"
 
 
 class OnGrid(Operator):
@@ -237,7 +239,10 @@ def from_grid(dataset: xr.Dataset, std: Any = None, kind: str | None = None) -> 
             kind = "averages" if "mean" in methods else "points" if "point" in methods else None
         operator = OnGrid(coords, variables, time, kind)
 
-    return ObservationSet(operator, domain, np.stack(values, axis=1), np.stack(deviations, axis=1))
+    kind = str(dataset.attrs.get(ERRORS, GAUSSIAN))
+    y, spread = np.stack(values, axis=1), np.stack(deviations, axis=1)
+
+    return ObservationSet(operator, domain, y, spread, kind)
 
 
 def to_dataset(observations: Observations) -> xr.Dataset:
@@ -271,6 +276,7 @@ def to_dataset(observations: Observations) -> xr.Dataset:
         {
             "Conventions": "CF-1.11",
             ATTRIBUTE: json.dumps(each.operator.config()),
+            ERRORS: each.errors,
             ORDER: list(domain.variables),
         },
     )

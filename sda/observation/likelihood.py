@@ -1,6 +1,8 @@
-r"""The Gaussian likelihood of observations, bound to a trajectory.
+r"""The likelihood of observations, bound to a trajectory.
 
-    p(y | x) = N(y; H(x), R),    R = diag(std²).
+    p(y | x) = N(y; H(x), R),    R = diag(std²),
+
+or with errors of heavier tails, see `sda.observation.robust`.
 
 Guidance needs `H`, its tangent-linear model and its adjoint. All are derived from `H` itself by
 automatic differentiation, so that they cannot disagree.
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .operator import Parts
+from .robust import Robust
 
 
 class Likelihood:
@@ -28,6 +31,7 @@ class Likelihood:
         linear: Whether the operator is linear or affine.
         parts: An affine map to `(member, value)` and an elementwise function after it that make up
             the operator, if it is of that form.
+        robust: The errors, if some of them are not Gaussian; `std` is their scale then.
 
     Raises:
         ValueError: If there are no observations, or a std is not positive.
@@ -41,6 +45,7 @@ class Likelihood:
         shape: tuple[int, ...],
         linear: bool,
         parts: Parts | None = None,
+        robust: Robust | None = None,
     ) -> None:
         std = torch.as_tensor(std, dtype=y.dtype, device=y.device)
         if y.ndim not in (1, 2) or not y.numel():
@@ -58,6 +63,7 @@ class Likelihood:
         self.y, self.std = y, std.expand(y.shape[-1])
         self.shape, self.linear = tuple(shape), linear
         self.parts = parts
+        self.robust = robust
 
     def __len__(self) -> int:
         return self.y.shape[-1]
@@ -203,16 +209,21 @@ class Likelihood:
 
         if restore is not None:
             return Likelihood(
-                after(lambda x: self.H(restore(x))), self.y, self.std, self.shape, linear=False
-            )
+                after(lambda x: self.H(restore(x))), self.y, self.std, self.shape, False,
+                robust=self.robust,
+            )  # fmt: skip
         parts = self.parts and (after(self.parts[0]), self.parts[1])
 
-        return Likelihood(after(self.H), self.y, self.std, self.shape, self.linear, parts)
+        return Likelihood(
+            after(self.H), self.y, self.std, self.shape, self.linear, parts, self.robust
+        )
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-density `log p(y | x)` of trajectories, with shape `(member)`."""
 
         z = (self.y - self.H(x)) / self.std
+        if self.robust is not None:
+            return (self.robust.log_prob(z) - self.std.log()).sum(dim=-1)
         constant = self.std.log().sum() + 0.5 * math.log(2 * math.pi) * len(self)
 
         return -0.5 * z.square().sum(dim=-1) - constant

@@ -27,6 +27,7 @@ from dynamics.layout import Layout
 from .domain import Domain, Grid, Points
 from .likelihood import Likelihood
 from .operator import Bound, Compose, Operator, anchored, known
+from .robust import GAUSSIAN, Robust, parse
 from .select import Mask
 
 GRIDDED = (".zarr", ".nc")
@@ -41,16 +42,24 @@ class ObservationSet:
         domain: Where its values lie.
         y: The values, with the shape of the domain. NaN was not observed.
         std: The standard deviations of their errors, broadcast to that shape.
+        errors: How these are distributed: "gaussian"; or, with `std` as the scale, "student_t" or
+            "huber", with a parameter if it is not the usual one, as "student_t(3)", see
+            `sda.observation.robust`.
 
     Raises:
-        ValueError: If nothing was observed, a value is infinite, or a std is not positive.
+        ValueError: If nothing was observed, a value is infinite, a std is not positive, or the kind
+            of errors is unknown.
     """
 
-    def __init__(self, operator: Operator, domain: Domain, y: Any, std: Any) -> None:
+    def __init__(
+        self, operator: Operator, domain: Domain, y: Any, std: Any, errors: str = GAUSSIAN
+    ) -> None:
+        parse(errors)
+        self.errors = str(errors)
         y = np.asarray(y, dtype=np.float64)
         if y.shape != domain.shape:
             raise ValueError(f"expected observed values of shape {domain.shape}, got {y.shape}")
-        std = errors(std, domain)
+        std = deviations(std, domain)
         seen = ~np.isnan(y)
         if not seen.any():
             raise ValueError(
@@ -77,7 +86,7 @@ class ObservationSet:
             return None
         y = self.y.copy()
         y.reshape(-1)[np.flatnonzero(self.seen)[~mine]] = np.nan
-        kept = ObservationSet(self.operator, self.domain, y, self.std)
+        kept = ObservationSet(self.operator, self.domain, y, self.std, self.errors)
         kept.label(self.labels)
 
         return kept
@@ -202,9 +211,9 @@ class Observations:
     ) -> "Observations":
         """Observations at points, see `sda.observation.table.from_table`."""
 
-        from .table import from_table
+        from .table import sets_of
 
-        return cls([from_table(table, std)])
+        return cls(sets_of(table, std))
 
     @classmethod
     def from_grid(
@@ -247,6 +256,29 @@ class Observations:
 
     def __len__(self) -> int:
         return sum(map(len, self.sets))
+
+    def with_errors(self, errors: str) -> "Observations":
+        """The same observations with errors of another kind, see `ObservationSet`.
+
+        Raises:
+            ValueError: If the kind is unknown.
+        """
+
+        sets = [
+            ObservationSet(each.operator, each.domain, each.y, each.std, errors)
+            for each in self.sets
+        ]
+        for old, new in zip(self.sets, sets, strict=True):
+            new.label(old.labels)
+        found = Observations(sets)
+        found.notes = dict(self.notes)
+
+        return found
+
+    @property
+    def robust(self) -> bool:
+        """Whether some errors are not Gaussian."""
+        return any(parse(each.errors)[0] != GAUSSIAN for each in self.sets)
 
     @property
     def linear(self) -> bool:
@@ -295,6 +327,7 @@ class Observations:
             sampling = each.operator.sampling
             config = {} if sampling else each.operator.config()
             digest.update(json.dumps(config, sort_keys=True).encode())
+            digest.update(b"" if each.errors == GAUSSIAN else each.errors.encode())
             for name, column in sorted(each.rows().items()):
                 digest.update(name.encode())
                 if name == "variable":
@@ -376,6 +409,7 @@ class Observations:
         return Likelihood(
             lambda x: values(x, whole), y, std, grid.shape,
             all(bound.linear for bound in whole), form,
+            Robust.of([kind for each in self.sets for kind in [each.errors] * len(each)], y),
         )  # fmt: skip
 
     def to_dataset(self) -> xr.Dataset:
@@ -446,7 +480,7 @@ class Observations:
         return cls(read(path))
 
 
-def errors(std: Any, domain: Domain) -> np.ndarray:
+def deviations(std: Any, domain: Domain) -> np.ndarray:
     """Standard deviations, broadcast to the shape of a domain."""
 
     if isinstance(std, Mapping):

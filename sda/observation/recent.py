@@ -113,10 +113,10 @@ def subset(each: ObservationSet, operator: Operator, mine: np.ndarray) -> Observ
         grid = each.domain
         keep = mine.reshape(len(grid.time), -1).any(1)
         domain = Grid(grid.variables, grid.time[keep], grid.coords, grid.period)
-        return ObservationSet(operator, domain, each.y[keep], each.std[keep])
+        return ObservationSet(operator, domain, each.y[keep], each.std[keep], each.errors)
     domain = Points({name: column[mine] for name, column in each.domain.columns.items()})
 
-    return ObservationSet(operator, domain, each.y[mine], each.std[mine])
+    return ObservationSet(operator, domain, each.y[mine], each.std[mine], each.errors)
 
 
 def finished(piece: Piece, layout: Layout, start: float) -> Piece:
@@ -140,7 +140,7 @@ def finished(piece: Piece, layout: Layout, start: float) -> Piece:
     except ValueError:  # a function without a name
         return piece
     text = json.dumps(config, sort_keys=True, default=str)
-    piece.key = f"{text} {each.std.tobytes().hex()} {each.seen.tobytes().hex()}"
+    piece.key = f"{text} {each.std.tobytes().hex()} {each.seen.tobytes().hex()} {each.errors}"
 
     return piece
 
@@ -239,6 +239,7 @@ class Window:
         given = prior.likelihood(observations, self.times, dtype, device)
         order = torch.from_numpy(self.order).to(device)
         y, std = given.y[order], given.std[order]
+        robust = None if given.robust is None else given.robust.take(order)
         if given.linear and len(y) * math.prod(given.shape) <= MATRIX:
             offset = given.H(torch.zeros((1, *given.shape), dtype=dtype, device=device))[:, order]
             matrix = given.columns().flatten(1)[order].T.contiguous()
@@ -246,7 +247,7 @@ class Window:
             def affine(x: Tensor) -> Tensor:
                 return torch.addmm(offset, x.flatten(1), matrix)
 
-            return Likelihood(affine, y, std, given.shape, True)
+            return Likelihood(affine, y, std, given.shape, True, robust=robust)
 
         parts = None
         if given.parts is not None:
@@ -258,5 +259,5 @@ class Window:
 
         return Likelihood(
             lambda x: given.operator(x).index_select(1, order),
-            y, std, given.shape, given.linear, parts,
+            y, std, given.shape, given.linear, parts, robust,
         )  # fmt: skip

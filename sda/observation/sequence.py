@@ -117,6 +117,12 @@ def sequence(
 
     repetitions = [observations] if isinstance(observations, Observations) else list(observations)
     check_repetitions(repetitions)
+    if repetitions[0].robust:
+        raise ValueError(
+            "methods that go from one time to the next need Gaussian errors, but some are "
+            f"{sorted({each.errors for each in repetitions[0].sets})}: call "
+            "observations.with_errors('gaussian') after a quality control"
+        )
     grid = Grid.of(layout, time)
     slack = TIME_TOLERANCE * layout.dt
     first, last = repetitions[0].span

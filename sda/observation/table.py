@@ -20,6 +20,7 @@ from .grid import parse, remove
 from .interpolate import Interpolate
 from .observations import Observations, ObservationSet
 from .operator import from_config
+from .robust import GAUSSIAN
 
 METADATA = "observation_operators"
 HEADER = f"# {METADATA}: "
@@ -73,10 +74,28 @@ def from_table(table: pd.DataFrame | Mapping[str, Any], std: float | None = None
     check_distinct({name: rows[name] for name in ("time", "variable", *places)})
     domain = Points({name: rows[name] for name in ("time", "variable", *places)})
 
-    each = ObservationSet(Interpolate(domain.columns), domain, rows["observation"], rows["std"])
+    kinds = list(dict.fromkeys(table.get("errors", pd.Series([GAUSSIAN])).astype(str)))
+    if len(kinds) > 1:
+        raise ValueError(f"one set of observations has errors of one kind, got {kinds}")
+    each = ObservationSet(
+        Interpolate(domain.columns), domain, rows["observation"], rows["std"], kinds[0]
+    )
     each.label({name: table[name].to_numpy()[seen] for name in texts(table)})
 
     return each
+
+
+def sets_of(
+    table: pd.DataFrame | Mapping[str, Any], std: float | None = None
+) -> list[ObservationSet]:
+    """The observations of a table, one set for each kind of errors in its column `errors`."""
+
+    table = pd.DataFrame(table).reset_index(drop=True)
+    if "errors" not in table or not len(table):
+        return [from_table(table, std)]
+    table["errors"] = table["errors"].fillna(GAUSSIAN)
+
+    return [from_table(part, std) for _, part in table.groupby("errors", sort=False)]
 
 
 def texts(table: pd.DataFrame) -> list[str]:
@@ -85,7 +104,7 @@ def texts(table: pd.DataFrame) -> list[str]:
     return [
         str(name)
         for name in table.columns
-        if name not in ("time", "variable", "observation", "std")
+        if name not in ("time", "variable", "observation", "std", "errors")
         and not pd.api.types.is_numeric_dtype(table[name])
     ]
 
@@ -122,7 +141,8 @@ def to_table(observations: Observations) -> pd.DataFrame:
 
     frames = [
         pd.DataFrame(each.rows()).assign(
-            **{name: column[np.flatnonzero(each.seen)] for name, column in each.labels.items()}
+            **{name: column[np.flatnonzero(each.seen)] for name, column in each.labels.items()},
+            **({"errors": each.errors} if observations.robust else {}),
         )
         for each in observations.sets
     ]
@@ -186,7 +206,7 @@ def read(path: Path) -> list[ObservationSet]:
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise ValueError(f"cannot read a table of observations from {path}: {error}") from error
     if operators is None:
-        return [from_table(table)]
+        return sets_of(table)
 
     try:
         return [
@@ -206,7 +226,7 @@ def restore(content: Mapping[str, Any], table: pd.DataFrame) -> ObservationSet:
 
     size, index = int(content["size"]), table["index"].to_numpy(dtype=np.int64)
     labels = [name for name in texts(table) if table[name].notna().any()]
-    dropped = ("observation", "std", "set", "index", *texts(table))
+    dropped = ("observation", "std", "set", "index", "errors", *texts(table))
     names = [name for name in table.columns if name not in dropped]
     columns: dict[str, np.ndarray] = {}
     for name in names:
@@ -215,8 +235,9 @@ def restore(content: Mapping[str, Any], table: pd.DataFrame) -> ObservationSet:
         columns[name][index] = table[name].to_numpy()
     y, std = np.full(size, np.nan), np.full(size, np.nan)
     y[index], std[index] = table["observation"], table["std"]
+    kind = str(table["errors"].iloc[0]) if "errors" in table else GAUSSIAN
 
-    each = ObservationSet(from_config(content["operator"]), Points(columns), y, std)
+    each = ObservationSet(from_config(content["operator"]), Points(columns), y, std, kind)
     for name in labels:
         column = np.full(size, "", dtype=object)
         column[index] = table[name].to_numpy()
@@ -228,7 +249,7 @@ def restore(content: Mapping[str, Any], table: pd.DataFrame) -> ObservationSet:
 def exact(column: pd.Series) -> pd.Series:
     """A column of text as numbers, to the last digit, if all of it is numbers."""
 
-    if column.name == "variable":
+    if column.name in ("variable", "errors"):
         return column
     try:
         return column.astype(object).astype(np.float64)
