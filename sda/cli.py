@@ -135,7 +135,10 @@ def follow(config: Config) -> int:
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    stream = as_stream(config["stream"], idle=config["idle"], poll=config["poll"], report=complain)
+    prior = build_prior(config["prior"])
+    stream = as_stream(
+        config["stream"], idle=config["idle"], poll=config["poll"], report=complain, like=prior
+    )
     names = (
         "members", "seed", "lag", "history", "carry", "every", "out", "memory", "block",
         "device", "dtype", "precision", "overwrite", "resume", "quality",
@@ -144,7 +147,7 @@ def follow(config: Config) -> int:
     options["start"] = config["time"]["start"]
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        with Assimilator(build_prior(config["prior"]), **options) as assimilator:
+        with Assimilator(prior, **options) as assimilator:
             try:
                 for analysis in assimilator.run(stream, refuse=lambda error: complain(str(error))):
                     say(cycle_text(analysis))
@@ -269,6 +272,7 @@ def plot(config: Config) -> int:
 
     sda plot posterior=posterior.zarr truth=truth.zarr observations=observations.zarr out=states.png
     sda plot posterior=posterior.zarr truth=truth.zarr out=states.gif
+    sda plot posterior=posterior.zarr truth=truth.zarr figure=spaghetti variable=h out=lines.png
     sda plot scores=scores.nc figure=rank_histogram out=ranks.png
     """
 
@@ -282,6 +286,12 @@ def plot(config: Config) -> int:
             raise ValueError("figure=states needs posterior=…, the ensemble to draw")
         posterior, truth, observations = experiment(config)
         plotting.draw(posterior, truth, observations, out=out, overwrite=config["overwrite"])
+    elif config["figure"] in ("maps", "spaghetti", "stamps"):
+        if config["posterior"] is None:
+            raise ValueError(f"figure={config['figure']} needs posterior=…, the ensemble to draw")
+        own = {key: config[key] for key in ("variable", "projection") if config[key] is not None}
+        drawing = getattr(plotting, f"plot_{config['figure']}")(*experiment(config), **own)
+        plotting.save(drawing, out, overwrite=config["overwrite"])
     else:
         if config["scores"] is None:
             raise ValueError(f"figure={config['figure']} needs scores=…, a file of `sda verify`")

@@ -53,6 +53,8 @@ class Stream(abc.ABC):
         clock: A clock that never goes back, in seconds.
         sleep: Waits for so many seconds.
         report: What to do with a line about something that cannot be used (default: nothing).
+        like: The prior in whose terms files of others are read, see `sda.cf.load_observations`
+            (default: they are in the engine's own form).
 
     Raises:
         ValueError: If a time is negative.
@@ -65,11 +67,21 @@ class Stream(abc.ABC):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         report: Callable[[str], None] | None = None,
+        like: Any = None,
     ) -> None:
         if poll < 0 or (idle is not None and idle < 0):
             raise ValueError(f"poll and idle must not be negative, got {poll} and {idle}")
         self.idle, self.poll, self.clock, self.sleep = idle, poll, clock, sleep
-        self.report = report or (lambda text: None)
+        self.report, self.like = report or (lambda text: None), like
+
+    def load(self, path: Path) -> Observations:
+        """Loads a file of observations."""
+
+        if self.like is None:
+            return Observations.load(path)
+        from .cf import load_observations
+
+        return load_observations(path, self.like.layout, self.like.standard_names)
 
     @abc.abstractmethod
     def look(self, ended: bool) -> list[Batch]:
@@ -184,7 +196,7 @@ class Folder(Stream):
                 if state in self.seen:
                     continue
                 code = content_hash(path)
-                observations = None if code in self.used else Observations.load(path)
+                observations = None if code in self.used else self.load(path)
                 if stamp(path) != state:
                     continue  # it is being written
             except (OSError, ValueError, KeyError) as error:
@@ -297,6 +309,16 @@ class Table(Appended):
         if not len(new):
             return []
         frame = content.iloc[new].reset_index(drop=True)
+        if self.like is not None:
+            from .cf.tables import adapt
+
+            known = adapt(frame, self.like.layout, standard_names=self.like.standard_names)
+            if len(known) != len(frame):
+                raise ValueError(
+                    f"{self.path} has a column for each variable: a table that grows needs one row "
+                    f"for each value"
+                )
+            frame = known
         times = frame["time"].to_numpy(dtype=np.float64)
         found = []
         for each in np.unique(times).tolist():

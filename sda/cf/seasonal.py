@@ -132,7 +132,8 @@ class SeasonalCycle:
             if few.any():
                 raise ValueError(
                     f"{int(few.sum())} cells are seen too seldom for a seasonal cycle that could "
-                    f"fill their gaps: leave them out, or give fewer harmonics"
+                    f"fill their gaps: leave them out (by the coordinate mask where they are land), "
+                    f"or give fewer harmonics"
                 )
             solved = np.linalg.solve(a, right.reshape(size, -1).T[..., None])[..., 0]
             coefficients = solved.T.reshape(right.shape)
