@@ -157,7 +157,21 @@ RULES = {
     "tuning.cycles": Rule("integer", low=1),
     "tuning.strategy": Rule("text", choices=("grid", "halving")),
     "figure": Rule(
-        "text", choices=("states", "spread_skill", "rank_histogram", "coverage", "spectra")
+        "text",
+        choices=(
+            "states",
+            "maps",
+            "spaghetti",
+            "stamps",
+            "spread_skill",
+            "rank_histogram",
+            "coverage",
+            "spectra",
+        ),
+    ),
+    "variable": Rule("text", optional=True),
+    "projection": Rule(
+        "text", choices=("auto", "plain", "robinson", "mollweide", "platecarree"), optional=True
     ),
     "stride": Rule("integer", low=1),
     "devices": Rule("integer", low=1),

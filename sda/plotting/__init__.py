@@ -9,6 +9,7 @@ from .animation import animate
 from .automatic import draw
 from .fields import plot_fields
 from .files import save
+from .maps import plot_maps, plot_spaghetti, plot_stamps
 from .scores import plot_coverage, plot_rank_histogram, plot_spectra, plot_spread_skill
 from .series import plot_series
 from .states import vorticity
@@ -18,10 +19,13 @@ __all__ = [
     "draw",
     "plot_coverage",
     "plot_fields",
+    "plot_maps",
     "plot_rank_histogram",
     "plot_series",
+    "plot_spaghetti",
     "plot_spectra",
     "plot_spread_skill",
+    "plot_stamps",
     "save",
     "vorticity",
 ]

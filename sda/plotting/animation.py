@@ -9,7 +9,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ..verification.cells import is_spherical
 from .files import checked_path
+from .maps import Map, chosen, observed_near
 from .observed import Seen, forms
 from .states import at_times, default_variable, domain, pick, prepare, spatial_dims, time_index
 from .style import (
@@ -75,14 +77,19 @@ def animate(
         posterior = posterior.compute()
     dims = spatial_dims(posterior)
     with matplotlib.rc_context(STYLE):
-        if set(dims) == {"y", "x"}:
+        if is_spherical(posterior, dims):
+            figure, update = map_frames(posterior, truth, observations, variable, members)
+        elif set(dims) == {"y", "x"}:
             figure, update = field_frames(posterior, truth, observations, variable, members)
         elif len(dims) == 1:
             figure, update = profile_frames(posterior, truth, observations, variable, members)
         elif not dims:
             figure, update = path_frames(posterior, truth, members)
         else:
-            raise ValueError(f"animations show states over (y, x) or fewer dimensions, got {dims}")
+            raise ValueError(
+                f"animations show states over latitude and longitude, (y, x) or fewer dimensions, "
+                f"got {dims}"
+            )
         figure.canvas.draw()
         # Fixed from here on, else titles of other lengths would make the panels tremble.
         figure.set_layout_engine("none")
@@ -96,6 +103,54 @@ def animate(
             partial.unlink(missing_ok=True)
 
     return out
+
+
+def map_frames(
+    posterior: xr.Dataset,
+    truth: xr.Dataset | None,
+    observations: Any,
+    variable: str | None,
+    members: int,
+) -> tuple[Figure, Update]:
+    """A figure of maps on the sphere, and the function that shows frame i on it."""
+
+    where = Map(posterior, truth)
+    variable = variable or default_variable(posterior)
+    times = np.asarray(posterior["time"].values, dtype=np.float64)
+    x, y = chosen(posterior, truth, variable, times, where)
+    vmin, vmax, cmap = limits(x if y is None else y)
+    norm = {"vmin": vmin, "vmax": vmax, "cmap": cmap}
+    panels: list[tuple[str, Any, dict[str, Any]]] = [] if y is None else [("truth", y, norm)]
+    if x.sizes["member"] > 1:
+        panels.append(("ensemble mean", x.values.mean(axis=0), norm))
+    panels += [
+        (f"member {int(m)}", x.values[k], norm) for k, m in enumerate(x["member"].values[:members])
+    ]
+    if x.sizes["member"] > 1:
+        spread = x.values.std(axis=0, ddof=1)
+        top = float(np.nanquantile(spread, 0.998)) or 1.0
+        panels.append(("spread", spread, {"vmin": 0.0, "vmax": top, "cmap": "magma"}))
+    figure = new_figure(2.6 * len(panels), 2.6 * where.aspect + 0.45)
+    grid = where.axes(figure, 1, len(panels))[0]
+    images = []
+    for axes, (title, values, style) in zip(grid, panels, strict=True):
+        images.append(where.mesh(axes, values[0], **style))
+        axes.set_title(title)
+    heading = figure.suptitle(f"time {times[0]:g}", fontsize=8)
+    shown: list[Any] = []
+
+    def update(i: int) -> Sequence[Any]:
+        for image, (_, values, _) in zip(images, panels, strict=True):
+            image.set_array(np.ma.masked_invalid(values[i]))
+        while shown:
+            shown.pop().remove()
+        if observations is not None:
+            seen = observed_near(observations, posterior, float(times[i]), where)
+            shown.append(where.points(grid[0], seen, str(variable), norm))
+        heading.set_text(f"time {times[i]:.4g}")
+        return images
+
+    return figure, update
 
 
 def field_frames(

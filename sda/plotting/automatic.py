@@ -5,9 +5,11 @@ from typing import Any
 
 import xarray as xr
 
+from ..verification.cells import is_spherical
 from .animation import animate
 from .fields import plot_fields
 from .files import checked_path, save
+from .maps import plot_maps
 from .series import plot_series
 from .states import prepare, spatial_dims
 
@@ -37,7 +39,10 @@ def draw(
     out = checked_path(out, (".png", ".pdf", ".svg", ".gif", ".mp4"), overwrite)
     if out.suffix in (".gif", ".mp4"):
         return animate(posterior, truth, observations, out=out, overwrite=overwrite)
-    chosen = plot_fields if spatial_dims(prepare(posterior, truth)[0]) else plot_series
+    dims = spatial_dims(prepare(posterior, truth)[0])
+    chosen = plot_fields if dims else plot_series
+    if is_spherical(posterior, dims):
+        chosen = plot_maps
     save(chosen(posterior, truth, observations), out, overwrite=overwrite)
 
     return out

@@ -24,6 +24,8 @@ class Seen:
     def __init__(self, observations: Any, variable: str, state: xr.Dataset) -> None:
         self.variable, self.state = variable, state
         self.grid, self.table = forms(observations)
+        times = np.asarray(state["time"].values, dtype=np.float64)
+        self.step = float(np.diff(times).min()) if len(times) > 1 else 0.0
         # Cells of another quantity have a scale of their own, the same at all times.
         self.norm: dict[str, Any] | None = None
         if self.is_cells() and self.variable not in self.state:
@@ -66,16 +68,20 @@ class Seen:
         axes.set_xlim(*extent[:2])
         axes.set_ylim(*extent[2:])
         near = np.isclose(self.times, time, rtol=0, atol=1e-6 * max(1.0, abs(time)))
+        if self.grid is None:
+            # Points of a table may have times of their own: those that are nearest to the state's.
+            near = np.abs(self.times - time) <= 0.5 * self.step + 1e-9
         if not near.any():
             return False
-        when = self.times[near][0]
-        cells = self.cells(when)
+        cells = None if self.grid is None else self.cells(self.times[near][0])
         if cells is not None:
             edges = (cell_edges(cells[dim].values) for dim in ("x", "y"))
             values = np.ma.masked_invalid(cells.transpose("y", "x").values)
             axes.pcolormesh(*edges, values, **(self.norm or norm))
             return True
-        table = self.table[np.isclose(self.table["time"], when)]
+        table = self.table[
+            np.isin(np.asarray(self.table["time"], dtype=np.float64), self.times[near])
+        ]
         values = table[table["variable"] == self.variable]
         flow = table[table["variable"].isin(["u", "v"])]
         if len(values):

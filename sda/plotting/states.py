@@ -4,6 +4,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ..verification.cells import cell_mask, is_spherical
+
 
 def prepare(
     posterior: xr.Dataset, truth: xr.Dataset | None
@@ -22,7 +24,11 @@ def prepare(
         )
     first = posterior[next(iter(posterior.data_vars))].isel(time=0)
     others = [dim for dim in first.dims if dim != "member"]
-    finite = xr.apply_ufunc(np.isfinite, first, dask="allowed").all(others).values
+    known = xr.apply_ufunc(np.isfinite, first, dask="allowed")
+    # Land is blank in every member.
+    land = cell_mask(posterior, others)
+    known = known if land is None else known | xr.DataArray(~land, dims=others)
+    finite = known.all(others).values
     if not finite.any():
         raise ValueError(f"all {len(finite)} members are NaN: there is nothing to draw")
     posterior = posterior if finite.all() else posterior.isel(member=finite)
@@ -46,11 +52,15 @@ def spatial_dims(posterior: xr.Dataset) -> list[str]:
 
 
 def default_variable(dataset: xr.Dataset) -> str:
-    """Vorticity for a flow in the plane, else the first variable."""
+    """Vorticity of a flow in the plane, on the sphere the first that is no wind, else the first."""
 
-    flow = {"u", "v"} <= set(dataset.data_vars) and {"y", "x"} <= set(dataset["u"].dims)
+    names = [str(name) for name in dataset.data_vars]
+    flow = {"u", "v"} <= set(names) and {"y", "x"} <= set(dataset["u"].dims)
+    if flow:
+        return "vorticity"
+    others = [name for name in names if name not in ("u", "v")]
 
-    return "vorticity" if flow else str(next(iter(dataset.data_vars)))
+    return others[0] if others and is_spherical(dataset, spatial_dims(dataset)) else names[0]
 
 
 def pick(dataset: xr.Dataset, variable: str) -> xr.DataArray:
