@@ -52,17 +52,15 @@ def open_data(
 def open_files(source: str | Path | Sequence[str | Path]) -> xr.Dataset:
     """Opens one file, or several of consecutive times, lazily, with times not decoded."""
 
-    from ..store import open_dataset
-
     if isinstance(source, str | Path):
         if not any(letter in str(source) for letter in "*?[") or Path(source).exists():
-            return open_dataset(source)
+            return open_file(source)
         paths = sorted(glob.glob(str(source)))
         if not paths:
             raise FileNotFoundError(f"no dataset matches {str(source)!r}")
     else:
         paths = [str(path) for path in source]
-    parts = [open_dataset(path) for path in paths]
+    parts = [open_file(path) for path in paths]
     if len(parts) == 1:
         return parts[0]
     times = [name for part in parts for name in roles_of_time(part)]
@@ -81,6 +79,23 @@ def open_files(source: str | Path | Sequence[str | Path]) -> xr.Dataset:
         )  # fmt: skip
     except (ValueError, KeyError) as error:
         raise ValueError(f"{len(paths)} files do not fit together: {error}") from error
+
+
+def open_file(path: str | Path) -> xr.Dataset:
+    """Opens one file lazily, in portions also where it stores variables in one piece."""
+
+    from ..store import open_dataset
+
+    dataset = open_dataset(path)
+    for array in dataset.data_vars.values():
+        whole = array.ndim > 1 and array.chunks is not None and len(array.chunks[0]) == 1
+        if Path(path).is_file() and whole and array.nbytes > missing.PORTION:
+            each = max(1, missing.PORTION // (array.nbytes // array.shape[0]))
+            return xr.open_dataset(
+                Path(path).absolute(), decode_times=False, chunks={array.dims[0]: each}
+            )
+
+    return dataset
 
 
 def roles_of_time(dataset: xr.Dataset) -> list[str]:

@@ -132,7 +132,7 @@ class SeasonalCycle:
             if few.any():
                 raise ValueError(
                     f"{int(few.sum())} cells are seen too seldom for a seasonal cycle that could "
-                    f"fill their gaps: leave them out (by the coordinate mask where they are land), "
+                    f"fill their gaps: leave them out (by a mask where they are land), "
                     f"or give fewer harmonics"
                 )
             solved = np.linalg.solve(a, right.reshape(size, -1).T[..., None])[..., 0]

@@ -275,6 +275,16 @@ def test_files_of_consecutive_times_are_one_series(tmp_path):
         open_data(str(tmp_path / "none*.nc"))
 
 
+def test_a_file_in_one_piece_is_read_in_portions(tmp_path, monkeypatch):
+    whole = archive(days=6)
+    whole.to_netcdf(tmp_path / "piece.nc")
+    expected = open_data(tmp_path / "piece.nc").load()
+    monkeypatch.setattr("sda.cf.missing.PORTION", 5 * 4 * 11 * 12)
+    found = open_data(tmp_path / "piece.nc")
+    assert max(found["t2m"].chunks[0]) == 5
+    xr.testing.assert_identical(found.load(), expected)
+
+
 def test_our_own_datasets_pass_as_they_are():
     layout = Layout(("u", "v"), 0.1, {"x": np.arange(8.0)}, {"x": 8.0})
     dataset = layout.to_dataset(np.zeros((2, 3, *layout.shape)))
