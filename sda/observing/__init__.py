@@ -19,7 +19,9 @@ from .altimeter import Altimeter
 from .base import Generator
 from .drift import Flow
 from .floats import Floats
+from .geostationary import Geostationary
 from .orbit import Orbit
+from .sea_surface import SeaSurface
 from .stations import Stations
 from .surface import Surface
 from .swath import Swath
@@ -29,6 +31,8 @@ GENERATORS: dict[str, type[Generator]] = {
     "swath": Swath,
     "altimeter": Altimeter,
     "floats": Floats,
+    "geostationary": Geostationary,
+    "sea_surface": SeaSurface,
 }
 
 __all__ = [
@@ -37,7 +41,9 @@ __all__ = [
     "Floats",
     "Flow",
     "Generator",
+    "Geostationary",
     "Orbit",
+    "SeaSurface",
     "Stations",
     "Surface",
     "Swath",

@@ -17,10 +17,10 @@ from dynamics.layout import Layout
 from ..observation import Compose, GroupAverage, Interpolate, Magnitude, Operator
 from .base import CLOUDS, Generator, Plan, names_of, rows, span, std_of
 from .clouds import Clouds
+from .gridded import check_quantity
 from .orbit import Orbit
 from .surface import RADIUS, Surface, degrees
 
-QUANTITIES = ("speed",)
 # A disk is averaged over its centre and six points about it: exact for cubic polynomials.
 CORNERS = 6
 RING = np.sqrt(7 / 12)
@@ -76,10 +76,7 @@ class Swath(Generator):
         self.need(0, "width", "footprint")
         self.need(0, "spacing", "cloud", "lifetime", above=True)
         self.need_shares("share")
-        if self.quantity is not None and self.quantity not in QUANTITIES:
-            raise ValueError(
-                f"quantity must be one of {', '.join(QUANTITIES)} or none, got {self.quantity!r}"
-            )
+        check_quantity(self.quantity)
 
     @property
     def orbit(self) -> Orbit:
