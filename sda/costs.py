@@ -146,6 +146,8 @@ def cost(
 
     if not isinstance(members, int) or members < 1:
         raise ValueError(f"members must be an integer of at least 1, got {members!r}")
+    if block is not None and block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
     kind = sampling_dtype(dtype, precision)
     place = compute_device(device)
     times = trajectory_times(prior, observations, time, memory)

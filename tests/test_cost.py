@@ -118,6 +118,12 @@ def test_cost_on_the_command_line(tmp_path, observations, system, capsys, prior)
     assert "task=smooth" in capsys.readouterr().err
 
 
+def test_blocks_out_of_range_are_refused(prior, observations):
+    for block in (0, -2):
+        with pytest.raises(ValueError, match=f"block must be at least 1, got {block}"):
+            cost(prior, observations, 4, block=block, measure=False)
+
+
 def test_units():
     assert (readable(512), readable(3 << 20)) == ("512 B", "3 MiB")
     assert [duration(s) for s in (1, 600, 7200, 1e6)] == ["1 s", "10 min", "2 h", "12 days"]

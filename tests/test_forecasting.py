@@ -16,7 +16,7 @@ import sda.store
 from sda.climatology import Climatology
 from sda.conditional import ConditionalDenoiser, Continuation
 from sda.fidelity import affine_moments
-from sda.forecasting import block_of_time
+from sda.forecast_blocks import block_of_time
 from sda.observation import Select, observe
 from sda.prior import GaussianPrior, Prior
 from sda.sampling import SAMPLERS, MemberNoise, integrate

@@ -1,0 +1,316 @@
+"""The cycles of a filter: the analysis of one time after the other, sampled."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dynamics.simulate import compute_device
+
+from .filter_inbox import Inbox, check_integer
+from .observation.recent import Piece, Window
+from .store import first_line
+
+if TYPE_CHECKING:
+    from .conditional import Continuation
+    from .denoiser import Denoiser
+    from .langevin import Langevin
+    from .prior import Prior
+    from .quality import Quality
+
+# Streams of noise, see `dynamics.random`: one of the members and one of the pilots in each cycle.
+MEMBERS, PILOTS = 31, 32
+# Guided denoisers that are kept for windows that are observed alike.
+KEPT = 16
+# The cycles of a filter that carries members have parts of the noise of forecasts of their own.
+FIRST_PART = 1 << 20
+
+
+class Cycles(Inbox):
+    """Samples the cycles of a filter, see `sda.Assimilator`, whose arguments these are.
+
+    Attributes:
+        settings: What decides the analyses, as plain JSON types.
+        tail: The frozen states of members that are carried, `(member, T, channel, *space)`.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        prior: "Prior",
+        members: int,
+        seed: int,
+        lag: int,
+        history: int | None,
+        carry: str,
+        *,
+        start: float | None,
+        every: int,
+        guidance: str | Mapping[str, Any] | None,
+        langevin: "Langevin | str | None",
+        sampler: str,
+        steps: int,
+        s_max: float,
+        s_min: float,
+        memory: int | str,
+        block: int | None,
+        device: str | torch.device,
+        dtype: torch.dtype | str,
+        precision: str,
+        quality: "Quality | Mapping[str, Any] | bool | None",
+    ) -> None:
+        from .assimilation import (
+            block_size,
+            guidance_method,
+            langevin_steps,
+            plain,
+            sampling_dtype,
+            size_in_bytes,
+            trajectory_denoiser,
+        )
+        from .guidance import METHODS
+        from .sampling import SAMPLERS, log_levels
+
+        check_integer("members", members, 1)
+        check_integer("seed", seed, 0)
+        if block is not None and block < 1:
+            raise ValueError(f"block must be at least 1, got {block}")
+        super().__init__(prior, lag, history, carry, every, start, quality)
+        dtype, device = sampling_dtype(dtype, precision), compute_device(device)
+        vectors = not prior.layout.dims
+        # What follows frozen states has a guidance without pilots; the first cycle has none before.
+        self.following: Any = "static" if guidance is None else guidance
+        if guidance is None and prior.gaussian:
+            guidance = "static"
+        method, options = guidance_method(guidance, fields=not vectors)
+        if method not in METHODS:
+            raise ValueError(f"unknown guidance {method!r}: expected one of {', '.join(METHODS)}")
+        # Exact already, where prior and observations are linear.
+        self.exact = prior.gaussian and langevin == "default" and method == "static"
+        langevin_given = langevin
+        langevin = langevin_steps(langevin, fields=not vectors)
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
+        log_levels(steps, s_max, s_min)
+
+        self.prior = prior.to(device)
+        self.members, self.seed = members, seed
+        self.method, self.options, self.langevin = method, options, langevin
+        schedule: dict[str, Any] = {
+            "sampler": sampler,
+            "steps": steps,
+            "s_max": s_max,
+            "s_min": s_min,
+        }
+        self.sampling: dict[str, Any] = {**schedule, "dtype": dtype, "device": device}
+        self.dtype, self.device, self.memory = dtype, device, size_in_bytes(memory)
+        self.shape = (self.history, *self.layout.shape)
+        self.block = block or block_size(members, self.shape, dtype, memory)
+        self.denoiser = trajectory_denoiser(prior, self.history, dtype, memory, precision)
+        self.covariance = prior.climatology.covariance(self.history, dtype)
+        self.guided: OrderedDict[Any, Denoiser] = OrderedDict()
+        # The frozen states of members that are carried, `(member, T, channel, *space)`.
+        self.tail: torch.Tensor | None = None
+        self.continuation: Continuation | None = None
+        if carry == "members":
+            name, _ = guidance_method(self.following, fields=not vectors)
+            if hasattr(METHODS[name], "recording"):
+                raise ValueError(
+                    f"guidance {name!r} needs pilots, which no frozen states precede: use "
+                    f"'static' or 'mmps' with carry='members'"
+                )
+            self.continuation = continuation(
+                prior, self.history - lag - every, lag + every, schedule, langevin_given,
+                memory=memory, precision=precision, device=device, dtype=dtype,
+            )  # fmt: skip
+        self.settings: dict[str, Any] = {
+            "task": "filter",
+            "prior": prior.hash,
+            "members": members,
+            "seed": seed,
+            "lag": lag,
+            "history": self.history,
+            "carry": carry,
+            "every": every,
+            "guidance": {"name": method, **options},
+            "langevin": plain(langevin),
+            "sampler": schedule,
+            "dtype": str(dtype).removeprefix("torch."),
+            "precision": precision,
+        }
+        if carry == "members":
+            name, follows = guidance_method(self.following, fields=not vectors)
+            self.settings["first_guidance"] = self.settings["guidance"]
+            self.settings["guidance"] = {"name": name, **follows}
+
+    def _next(self, cycle: int) -> tuple[np.ndarray, dict[int, str], torch.Tensor | None]:
+        """The analysis of the next cycle, what failed, and the states to carry on from."""
+
+        if self.carry == "observations":
+            return *self.sample(cycle, self.pieces), None
+        known = self.history - self.lag - self.every
+        times = self.time(cycle) + self.layout.dt * np.arange(1 - self.history, 1)
+        if self.tail is None:
+            # The first states have none before them: their prior is the trajectory's.
+            frames, failures = self.sample(cycle, self.pieces, self.history)
+            x = self.prior.anomalies(frames, times, self.dtype, self.device)
+        else:
+            x, failures = self._continue(cycle, self.tail)
+            x = torch.cat((self.tail, x), dim=1)
+            frames = self.prior.states(x, times).cpu().numpy()
+        tail = x[:, : x.shape[1] - self.lag][:, -known:]
+        if failures:
+            # A member that is lost goes on from the next that is not.
+            good = [m for m in range(self.members) if m not in failures]
+            if not good:
+                raise FloatingPointError(
+                    f"no member of cycle {cycle} could be sampled: {next(iter(failures.values()))}"
+                )
+            index = [next((g for g in good if g >= m), good[0]) for m in range(self.members)]
+            tail = tail[index]
+            # What is frozen of it already stays, and is no analysis of this cycle.
+            frames[sorted(failures)] = np.nan
+
+        return frames[:, -self.lag - 1 :], failures, tail
+
+    def _continue(self, cycle: int, tail: torch.Tensor) -> tuple[torch.Tensor, dict[int, str]]:
+        """Samples what follows frozen states given observations of it."""
+
+        from .sampling import Diverged
+
+        assert self.continuation is not None
+        step = cycle * self.every
+        window = Window(self.pieces, self.layout, self.time(0), step, self.lag + self.every)
+        likelihood = None
+        if len(window):
+            likelihood = window.likelihood(self.prior, self.dtype, self.device)
+        found: list[torch.Tensor] = []
+        failures: dict[int, str] = {}
+        for first in range(0, self.members, self.block):
+            part = range(first, min(first + self.block, self.members))
+            try:
+                x = self.continuation.sample(
+                    tail[part.start : part.stop], self.seed, part, FIRST_PART + step,
+                    likelihood=likelihood, guidance=self.following,
+                )  # fmt: skip
+            except Diverged as error:
+                x, failures = error.trajectories, failures | error.failures
+            found.append(x)
+
+        return torch.cat(found), failures
+
+    def sample(
+        self, cycle: int, pieces: Sequence[Piece], keep: int | None = None
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        """Samples the last states of a cycle's window given observations.
+
+        Arguments:
+            cycle: The cycle.
+            pieces: The observations; those outside its window, or after it, are left out.
+            keep: The number of states to keep (default: `lag + 1`).
+
+        Returns:
+            The states in physical units, `(member, keep, channel, *space)`, and what happened to
+            each member that failed, by its index.
+        """
+
+        from .sampling import Diverged, sample
+
+        keep = keep or self.lag + 1
+        step = cycle * self.every
+        window = Window(pieces, self.layout, self.time(0), step, self.history)
+        guided, langevin = self._guide(window)
+        options: dict[str, Any] = {**self.sampling, "langevin": langevin}
+        shape = (self.members, keep, *self.layout.shape)
+        out = np.full(shape, np.nan, self.settings["dtype"])
+        failures: dict[int, str] = {}
+        try:
+            self._prepare(guided, step, options)
+            for first in range(0, self.members, self.block):
+                part = range(first, min(first + self.block, self.members))
+                try:
+                    x = sample(
+                        guided, self.shape, self.seed, part, stream=(MEMBERS, step), **options
+                    )
+                except Diverged as error:
+                    x, failures = error.trajectories, failures | error.failures
+                x = self.prior.states(x[:, -keep:], window.times[-keep:])
+                out[part.start : part.stop] = x.cpu().numpy()
+        except FloatingPointError as error:
+            failures = dict.fromkeys(range(self.members), first_line(error))
+
+        return out, failures
+
+    def _guide(self, window: Window) -> "tuple[Denoiser, Langevin | None]":
+        """The posterior denoiser of a window, and the Langevin steps that go with it.
+
+        Windows that are observed alike share one, with all the factors that it keeps; the observed
+        values alone change.
+        """
+
+        from .guidance import guide
+
+        if not len(window):
+            return self.denoiser, None
+        key = window.signature
+        guided: Any = self.guided.get(key) if key is not None else None
+        if guided is None:
+            likelihood = window.likelihood(self.prior, self.dtype, self.device)
+            guided = guide(self.method, self.denoiser, likelihood, self.covariance, **self.options)
+            # A seasonal cycle within an operator that is not linear is that of one window.
+            mapping = self.prior.mapping
+            if key is not None and (mapping is None or likelihood.linear or not mapping.cycle):
+                self.guided[key] = guided
+            # A factor for each noise level, and about two more for its metric.
+            size = 3 * 8 * len(window) ** 2 * (self.sampling["steps"] + 1)
+            while len(self.guided) > max(1, min(KEPT, self.memory // 4 // size)):
+                self.guided.popitem(last=False)
+        else:
+            self.guided.move_to_end(key)
+            guided.likelihood.y = window.seen(self.prior, self.dtype, self.device)
+        exact = self.exact and guided.likelihood.linear
+
+        return guided, None if exact else self.langevin
+
+    def _prepare(self, guided: Any, step: int, options: Mapping[str, Any]) -> None:
+        """Samples the pilots of a guidance that has any: they are of this cycle alone."""
+
+        from .sampling import Diverged, sample
+
+        if not hasattr(guided, "recording"):
+            return
+        try:
+            with guided.recording():
+                stream = (PILOTS, step)
+                sample(guided, self.shape, self.seed, guided.pilots, stream=stream, **options)
+        except Diverged as error:
+            raise FloatingPointError(f"a pilot of the guidance failed: {error}") from error
+
+
+def continuation(
+    prior: "Prior",
+    known: int,
+    frames: int,
+    schedule: Mapping[str, Any],
+    langevin: "Langevin | str | None",
+    **options: Any,
+) -> "Continuation":
+    """What follows frozen states, with a schedule that suits it.
+
+    Frozen states leave little to be decided above a noise level of 10, and their spread is smaller
+    than that of a trajectory: the schedule ends well under it.
+    """
+
+    from .conditional import Continuation, spread
+
+    given = dict(schedule)
+    given["s_max"] = min(given["s_max"], 10.0)
+    made = Continuation(prior, known, frames, langevin=langevin, **given, **options)
+    smallest = float(spread(made.complement.covariance).min()) / 20
+    made.options["s_min"] = min(made.options["s_min"], smallest)
+
+    return made
