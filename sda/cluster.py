@@ -12,6 +12,7 @@ is lost, what workers have staged is taken over by the next run.
 """
 
 import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -234,10 +235,14 @@ class Tables(Target):
         from safetensors.torch import save
 
         compute()
-        file, draft = self.folder / TABLES, self.folder / f".{TABLES}"
+        # A worker that was given up as lost may still be writing its own.
+        file, draft = self.folder / TABLES, self.folder / f".{TABLES}.{uuid.uuid4().hex[:8]}"
         tables = {name: table.cpu().contiguous() for name, table in guided.tables().items()}
-        draft.write_bytes(save(tables))
-        draft.replace(file)
+        try:
+            draft.write_bytes(save(tables))
+            draft.replace(file)
+        except FileNotFoundError as error:
+            raise Superseded(f"{self.folder} is not there: the run is over") from error
         self.unfinished = []
 
 

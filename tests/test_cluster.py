@@ -1,5 +1,6 @@
 """Workers: the same results as one process, whoever is killed."""
 
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import xarray as xr
 
 import dynamics
 import dynamics.cluster
+from dynamics.cluster import read_job, write_job
 from sda import cli
 from sda.assimilation import assimilate
 from sda.benchmarks.runner import benchmark
@@ -86,6 +88,18 @@ def when(happened: Callable[[], bool], then: Callable[[], object]) -> threading.
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     return thread
+
+
+def test_a_full_disk_leaves_no_half_of_a_job(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="full"):
+            write_job(tmp_path / "job", {"a": 1})
+    assert list(tmp_path.iterdir()) == []
+    assert read_job(tmp_path / "job", write_job(tmp_path / "job", {"a": 1})) == {"a": 1}
 
 
 def test_simulated_by_workers_of_which_one_is_killed(cluster, tmp_path):
