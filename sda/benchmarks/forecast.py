@@ -10,7 +10,9 @@ truths: CRPS (fair), the RMSE of the ensemble mean, and the spread, which a cali
 members has √(M / (M + 1)) times the size of the RMSE.
 """
 
+import functools
 import math
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+import yaml
 
 from dynamics import KolmogorovFlow, Lorenz63, Lorenz96
 from dynamics.system import System
@@ -50,11 +53,12 @@ class Case:
         spinup: The number of states before the first of a truth.
         particles: The number of particles of the filter, or none: there is no filter.
         options: Options of `sda.assimilate` for the analysis.
+        instruments: Observing systems in place of an operator, as in `configs/observing`.
     """
 
     system: Callable[[], System]
     prior: str
-    observing: Callable[[], Any]
+    observing: Callable[[], Any] | None
     std: float
     length: int
     lead: int
@@ -63,6 +67,36 @@ class Case:
     spinup: int
     particles: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    instruments: tuple[str, ...] = ()
+
+    def observe(self, past: xr.Dataset, seed: int) -> Any:
+        """Observes a truth: through the operator, or by all instruments."""
+
+        from ..observation import observe
+        from ..observing import generate
+
+        if self.observing is not None:
+            return observe(past, self.observing(), std=self.std, seed=seed)
+        seen = [
+            generate(preset("observing", name), past, seed + k)
+            for k, name in enumerate(self.instruments)
+        ]
+
+        return functools.reduce(operator.add, seen)
+
+
+def preset(group: str, name: str) -> dict[str, Any]:
+    """What a file in `configs` holds."""
+
+    from ..config import folder
+
+    return dict(yaml.safe_load((folder() / group / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+def _toy(name: str) -> System:
+    from ..config import build_system
+
+    return build_system(preset("system", name))
 
 
 def _first_variable() -> Any:
@@ -95,6 +129,16 @@ CASES = {
     "kolmogorov": Case(
         lambda: KolmogorovFlow(size=32), "kolmogorov", _blocks, 0.1, 33, 40,
         (1, 5, 10, 20, 30, 40), 16, 64,
+    ),
+    # Ten days of states every 6 hours, after five days of stations and a satellite.
+    "toy_weather": Case(
+        lambda: _toy("toy_weather"), "toy-weather", None, math.nan, 21, 40,
+        (1, 4, 8, 12, 20, 40), 32, 480, instruments=("stations", "swath"),
+    ),
+    # Days, after twenty of them with an altimeter and floats.
+    "toy_ocean": Case(
+        lambda: _toy("toy_ocean"), "toy-ocean", None, math.nan, 21, 40,
+        (1, 5, 10, 20, 30, 40), 32, 300, instruments=("altimeter", "floats"),
     ),
 }  # fmt: skip
 
@@ -130,8 +174,6 @@ def run(
         members: The number of members, if not the case's.
     """
 
-    from ..observation import observe
-
     case = CASES[name]
     system, prior = case.system(), Prior.load(case.prior)
     members = members or case.members
@@ -140,7 +182,7 @@ def run(
     ).isel(member=0)
     past = whole.isel(time=slice(None, case.length))
     truth = whole.isel(time=slice(case.length, None))
-    observations = observe(past, case.observing(), std=case.std, seed=SEED + index)
+    observations = case.observe(past, SEED + index)
     until = past["time"]
     analysis: xr.Dataset | None = None
     for method in methods:
@@ -214,7 +256,12 @@ def score(
         for each in (result, truth)
     ]
     x, y = both[0], both[1][0]
-    axes = tuple(range(1, y.ndim))
+    area = layout.area / layout.area.sum()
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        # Over space by the areas of cells, then over variables.
+        return (area * values).sum(axis=tuple(range(2, values.ndim))).mean(axis=1)
+
     ordered = np.sort(x, axis=0)
     m = len(x)
     # The mean distance of distinct pairs, from the order statistics.
@@ -224,10 +271,10 @@ def score(
 
     return Row(
         name, index, method,
-        crps.mean(axis=axes),
-        np.sqrt(((x.mean(axis=0) - y) ** 2).mean(axis=axes)),
-        np.sqrt(x.var(axis=0, ddof=1).mean(axis=axes)),
-        energy(x, y) if len(layout.dims) == 2 else None,
+        mean(crps),
+        np.sqrt(mean((x.mean(axis=0) - y) ** 2)),
+        np.sqrt(mean(x.var(axis=0, ddof=1))),
+        energy(x, y) if len(layout.dims) == 2 and all(layout.periodic) else None,
         seconds,
     )  # fmt: skip
 
