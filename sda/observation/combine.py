@@ -104,4 +104,4 @@ class Magnitude(Operator):
 
 def renamed(grid: Grid, variables: tuple[str, ...]) -> Grid:
     """The same grid with other variables."""
-    return Grid(variables, grid.time, grid.coords, grid.period)
+    return Grid(variables, grid.time, grid.coords, grid.period, grid.layout)

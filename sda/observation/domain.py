@@ -25,12 +25,14 @@ class Grid:
         time: The times, increasing.
         coords: The spatial dimensions, in order, and their coordinates.
         period: The period of each periodic dimension.
+        layout: The layout of the state, where the grid is its own: it knows of land and of poles.
     """
 
     variables: tuple[str, ...]
     time: np.ndarray
     coords: Mapping[str, np.ndarray] = field(default_factory=dict)
     period: Mapping[str, float] = field(default_factory=dict)
+    layout: Layout | None = None
 
     @classmethod
     def of(cls, layout: Layout, time: Sequence[float] | np.ndarray) -> "Grid":
@@ -47,7 +49,7 @@ class Grid:
                 f"got {len(time)} values {summary(time)}"
             )
 
-        return cls(layout.variables, time, dict(layout.coords), dict(layout.period))
+        return cls(layout.variables, time, dict(layout.coords), dict(layout.period), layout)
 
     @property
     def dims(self) -> tuple[str, ...]:

@@ -126,7 +126,7 @@ class Function(Operator):
 
         variables = domain.variables if self.variables is None else tuple(self.variables)
         if isinstance(domain, Grid):
-            target = Grid(variables, domain.time, domain.coords, domain.period)
+            target = Grid(variables, domain.time, domain.coords, domain.period, domain.layout)
             if shape == target.shape:
                 return target
         elif shape == domain.shape and self.variables is None:

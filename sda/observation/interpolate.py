@@ -5,14 +5,14 @@ product of the weights over the 2ᵈ corners of the cell. Time is a dimension li
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .domain import TIME_TOLERANCE, Domain, Points, locate
+from .domain import TIME_TOLERANCE, Domain, Grid, Points, locate
 from .operator import Bound, Operator, known, on_grid, within
 
 
@@ -20,7 +20,8 @@ class Interpolate(Operator):
     """Interpolates linearly to points: bilinear on a plane, and linear in time.
 
     Points wrap around where the grid is periodic, and lie within its coordinates elsewhere. A
-    point on the grid gets exactly the value there.
+    point on the grid gets exactly the value there. Between a pole and the row of cells beside it,
+    values are those of the row. Beside land, the grid points at sea share its weight.
 
     Arguments:
         points: The coordinate of each point along each spatial dimension. `time` and `variable`
@@ -77,9 +78,11 @@ class Interpolate(Operator):
         channel = np.array([number[name] for name in rows["variable"]], dtype=np.int64)
         axes.append((channel, channel, np.zeros(len(channel))))
         for dim, values in grid.coords.items():
-            axes.append(locate(dim, values, rows[dim], grid.period.get(dim)))
+            places = within_poles(rows[dim], dim, grid)
+            axes.append(locate(dim, values, places, grid.period.get(dim)))
 
-        corners = []
+        indices: list[np.ndarray] = []
+        weights: list[np.ndarray] = []
         for corner in itertools.product(
             *((0, 1) if (weight > 0).any() else (0,) for _, _, weight in axes)
         ):
@@ -87,13 +90,21 @@ class Interpolate(Operator):
             factors = [
                 axis[2] if side else 1 - axis[2] for axis, side in zip(axes, corner, strict=True)
             ]
-            index, weight = np.ravel_multi_index(place, grid.shape), np.prod(factors, axis=0)
-            corners.append(
-                (
-                    torch.from_numpy(index).to(device),
-                    torch.from_numpy(weight).to(dtype=dtype, device=device),
-                )
+            wet = at_sea(place[2:], grid)
+            weights.append(np.where(wet, np.prod(factors, axis=0), 0.0))
+            indices.append(np.ravel_multi_index(place, grid.shape))
+        total = np.sum(weights, axis=0)
+        # What lies among land sees the sea beside it; what lies in it is refused elsewhere.
+        weights = [weight / np.where(total > 0, total, 1.0) for weight in weights]
+        if len(indices) == 1 and not (total > 0).all():
+            weights = [np.ones(len(total))]
+        corners = [
+            (
+                torch.from_numpy(index).to(device),
+                torch.from_numpy(weight).to(dtype=dtype, device=device),
             )
+            for index, weight in zip(indices, weights, strict=True)
+        ]
 
         def fn(x: Tensor) -> Tensor:
             x = x.flatten(1)
@@ -136,3 +147,26 @@ class Interpolate(Operator):
 
     def arguments(self) -> dict[str, Any]:
         return {"points": {name: column.tolist() for name, column in self.points.items()}}
+
+
+def within_poles(values: np.ndarray, dim: str, grid: Grid) -> np.ndarray:
+    """Latitudes with those between a pole and the next row on that row; others as they are."""
+
+    layout, nodes = grid.layout, grid.coords[dim]
+    if layout is None or not layout.spherical or dim != layout.dims[-2] or len(nodes) < 2:
+        return values
+    south, north = nodes[0], nodes[-1]
+    # Only where the grid goes on to the pole: a region's edge is no pole.
+    low = -90.0 if south + 90.0 <= nodes[1] - nodes[0] else south
+    high = 90.0 if 90.0 - north <= nodes[-1] - nodes[-2] else north
+    near = (values >= low) & (values <= high)
+
+    return np.where(near, np.clip(values, south, north), values)
+
+
+def at_sea(index: Sequence[np.ndarray], grid: Grid) -> np.ndarray | bool:
+    """Whether there are states at grid points."""
+
+    if grid.layout is None or grid.layout.mask is None:
+        return True
+    return grid.layout.mask[tuple(index)]

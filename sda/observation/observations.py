@@ -124,9 +124,16 @@ class ObservationSet:
         return columns
 
     def check_places(self, grid: Grid) -> None:
-        """Raises a `ValueError` if two values of a table are of one place, a period apart."""
+        """Raises a `ValueError` if values lie on land, if longitudes are of two conventions, or if
+        two values of a table are of one place, a period apart."""
 
+        from .places import check_land, check_longitudes
         from .table import check_distinct
+
+        if grid.layout is not None and isinstance(self.domain, Points):
+            check_longitudes(self.rows(), grid.layout)
+        if grid.layout is not None and self.operator.sampling:
+            check_land(self.rows(), grid.layout)
 
         if not (isinstance(self.domain, Points) and self.operator.sampling and grid.period):
             return

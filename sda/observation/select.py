@@ -105,7 +105,9 @@ class Select(Operator):
                 x = x.index_select(axis, index)
             return x
 
-        return Bound(grid, Grid(variables, time, coords, period), fn, True)
+        layout = None if self.region else grid.layout
+
+        return Bound(grid, Grid(variables, time, coords, period, layout), fn, True)
 
     def find_times(
         self, grid: Grid

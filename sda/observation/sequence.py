@@ -262,7 +262,7 @@ def split(
 def frames(grid: Grid, index: int, count: int) -> Grid:
     """The grid of the `count` states that end at `index`."""
     time = grid.time[index + 1 - count : index + 1]
-    return Grid(grid.variables, time, grid.coords, grid.period)
+    return Grid(grid.variables, time, grid.coords, grid.period, grid.layout)
 
 
 def is_steady(operator: Operator) -> bool:
