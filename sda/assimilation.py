@@ -584,6 +584,8 @@ def provenance(settings: Mapping[str, Any], prior: "Prior") -> dict[str, Any]:
         "observations_hash": settings["observations"],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": json.dumps(versions),
+        # By which others may call the variables that they have observed.
+        "standard_names": json.dumps(dict(getattr(prior, "standard_names", {}))),
     }
 
 

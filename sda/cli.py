@@ -7,6 +7,7 @@ code 2; an interrupt exits with 130, and what was finished stays. An assimilatio
 members failed exits with 3. Set SDA_DEBUG=1 to see the traceback of an error.
 """
 
+import json
 import os
 import shlex
 import sys
@@ -546,9 +547,12 @@ def experiment(config: Config) -> tuple[Any, Any, Any]:
     posterior = open_dataset(config["posterior"])
     if "member" not in posterior.dims or "time" not in posterior.dims:
         raise ValueError(f"{config['posterior']} has no dimensions 'member' and 'time'")
-    names = [str(name) for name, each in posterior.data_vars.items()
-             if {"member", "time"} <= set(each.dims)]  # fmt: skip
-    layout = Layout.from_dataset(posterior, names) if posterior.sizes["time"] > 1 else None
+    scored = [
+        str(name)
+        for name, each in posterior.data_vars.items()
+        if {"member", "time"} <= set(each.dims)
+    ]
+    layout = Layout.from_dataset(posterior, scored) if posterior.sizes["time"] > 1 else None
     truth = None
     if config["truth"] is not None:
         truth = trajectory(config["truth"], config["member"], layout)
@@ -563,7 +567,8 @@ def experiment(config: Config) -> tuple[Any, Any, Any]:
         truth = truth.isel(time=nearest).assign_coords(time=posterior["time"])
     observations = None
     if config["observations"] is not None:
-        observations = load_observations(config["observations"], layout)
+        names = json.loads(posterior.attrs.get("standard_names", "{}"))
+        observations = load_observations(config["observations"], layout, names)
     return posterior, truth, observations
 
 

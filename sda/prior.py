@@ -29,7 +29,6 @@ from safetensors.torch import load_file, save
 from dynamics.layout import Layout
 
 from .cf.anomalies import Anomalies
-from .cf.land import check_land
 from .climatology import Climatology
 from .covariance import Covariance
 from .data import open_dataset
@@ -112,7 +111,6 @@ class Prior:
         """
 
         given = observations.likelihood(self.layout, time, dtype=dtype, device=device)
-        check_land(observations, given, self.layout)
         mean, scale = (self.climatology.get_buffer(name) for name in ("mean", "scale"))
         if self.mapping is None:
             return given.normalise(mean, scale)

@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--withheld", type=int, default=12, help="states at the end")
     parser.add_argument("--std", type=float, default=0.2, help="error of a buoy")
     parser.add_argument("--window", type=int, default=4, help="states of the prior's window")
+    parser.add_argument("--rank", type=int, default=8, help="patterns of the prior")
     parser.add_argument("--small", action="store_true", help="coarser and fewer, for a quick look")
     options = parser.parse_args()
     members, coarser = (16, (6, 12)) if options.small else (options.members, (2, 6))
@@ -124,9 +125,12 @@ def main() -> None:
     known = coarse.isel(time=slice(None, -options.withheld))
     withheld = coarse.isel(time=slice(-options.withheld, None))
 
+    # So few years know few patterns: what is beyond them is noise in space (the rank was chosen on
+    # the year before the withheld one, by CRPS).
     prior = sda.GaussianPrior.fit(
-        prepare(known, seasonal=2), options.window, name="tropical-sst", kind="low_rank", coupled=8
-    )
+        prepare(known, seasonal=2), options.window, name="tropical-sst", kind="low_rank",
+        rank=options.rank, coupled=4,
+    )  # fmt: skip
     prior.save(options.out / "prior")
     mask = prior.layout.mask
     print(

@@ -93,7 +93,7 @@ BAD = {
     "train data={0}/archive.nc network=mlp training.window=60": ["at least 180 states", "120"],
     "assimilate observations={0}/lacking.csv": ["lacks 'observation'", "obsvalue", "lacking.csv"],
     "assimilate observations={0}/metres.csv": ["'m'", "cannot be converted to 'K'"],
-    "assimilate observations={0}/land.csv": ["4 of 4 observations see cells without", "lat=20"],
+    "assimilate observations={0}/land.csv": ["4 of 4 observations lie on land", "lat = 20"],
     "assimilate observations={0}/undated.csv": ["undated.csv", "no date"],
 }
 
