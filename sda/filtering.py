@@ -252,6 +252,10 @@ class Assimilator(Cycles):
         stream = as_stream(stream)
         if self.store is not None:
             stream.restore([mark for each in self.store.ledger for mark in each["marks"]])
+            # What an interrupted run had taken up, but not analysed, does not come again.
+            pending = [self.cycle_of(piece) for piece in self.pieces if self.store.ledger]
+            if pending and max(pending) >= self.cycle:
+                yield from self.advance(max(pending))
         for found in stream.polls():
             # All that is there before any of it is analysed: instruments report one by one.
             cycles = [self._receive(batch, refuse) for batch in found]

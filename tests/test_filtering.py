@@ -25,6 +25,7 @@ from sda.lock import Lock, Locked
 from sda.observation import Observations, Select, observe
 from sda.prior import Prior
 from sda.store import open_dataset
+from sda.streams import Folder
 from sda.verification import verify
 
 ROOT = Path(__file__).parent.parent
@@ -444,6 +445,29 @@ def test_kill_and_resume(prior, observations, tmp_path):
     resumed = assimilate(prior, observations, **run, out=out, resume=True)
     assert close(whole, resumed)
     assert not list(tmp_path.glob(".*"))  # neither locks nor partial files
+
+
+def test_resumed_where_all_had_come_in_at_once(prior, observations, tmp_path):
+    """What was taken up in one look is analysed to the end, though no look finds it again."""
+
+    folder = tmp_path / "incoming"
+    folder.mkdir()
+    for k, t in enumerate(observations.times[:6]):
+        between(observations, t, t).save(folder / f"{k}.csv")
+    (folder / "END").touch()
+    run = {"prior": prior, "members": 2, "seed": 2, "every": 2, "steps": 4}
+    with Assimilator(**run, out=tmp_path / "whole.zarr") as assimilator:
+        assert len(list(assimilator.run(Folder(folder)))) == 6
+    out = tmp_path / "a.zarr"
+    with Assimilator(**run, out=out) as assimilator:
+        analyses = assimilator.run(Folder(folder))
+        assert [next(analyses).attrs["cycle"] for _ in range(3)] == [0, 1, 2]
+        analyses.close()
+    with Assimilator(**run, out=out, resume=True) as assimilator:
+        assert [each.attrs["cycle"] for each in assimilator.run(Folder(folder))] == [3, 4, 5]
+    whole, resumed = (open_dataset(tmp_path / name).load() for name in ("whole.zarr", "a.zarr"))
+    assert np.array_equal(values(whole), values(resumed))
+    assert np.array_equal(whole.observed, resumed.observed)
 
 
 def test_damage_is_named_and_mended(prior, observations, tmp_path):
