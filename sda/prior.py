@@ -343,7 +343,7 @@ class GaussianPrior(Prior):
         info: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> "GaussianPrior":
-        """Fits the climatology of a dataset in one streamed pass, see `Climatology.fit`.
+        """Fits the climatology of a dataset, streamed, see `Climatology.fit`.
 
         The dataset is one of the package's own, or one that `sda.cf.prepare` has made of another.
         """
