@@ -35,7 +35,7 @@ from .departure import Departure, check_count
 from .forecast_blocks import Chain, block_of_time, block_size
 from .partial import Partial
 from .sampling import SAMPLERS
-from .store import PosteriorMemory, PosteriorWriter, announce, check_target
+from .store import PosteriorMemory, PosteriorWriter, announce, announcement, check_target
 
 if TYPE_CHECKING:
     from .langevin import Langevin
@@ -346,11 +346,17 @@ def forecast_from_observations(
         joint = prior.window - len(time)
     longer = time[0] + dt * np.arange(len(time) + joint)
     beside = None if out is None else analysis_path(Path(out))
-    analysis = assimilate(
-        prior, observations, members, seed, beside, time=longer, memory=memory, block=block,
-        device=device, dtype=dtype, precision=precision,
-        overwrite=overwrite, resume=resume, progress=progress, **options,
-    )  # fmt: skip
+    try:
+        analysis = assimilate(
+            prior, observations, members, seed, beside, time=longer, memory=memory, block=block,
+            device=device, dtype=dtype, precision=precision,
+            overwrite=overwrite, resume=resume, progress=progress, **options,
+        )  # fmt: skip
+    except (ValueError, TypeError, FloatingPointError):
+        # Resumed, it would end so again.
+        if out is not None and overwrite:
+            announcement(Path(out).resolve()).unlink(missing_ok=True)
+        raise
     kept = {"observations": observations.hash(), "analysis": json_settings(analysis)}
     if joint > lead:
         analysis, joint = analysis.isel(time=slice(0, len(time) + lead)), lead

@@ -219,6 +219,15 @@ def test_a_forecast_that_was_to_replace_another_is_resumed(
             with pytest.raises(KeyboardInterrupt):
                 sda.assimilate(prior, observations, seed=2, out=out, **options, **choice)
     assert old.drop_attrs().equals(sda.store.open_dataset(out).load().drop_attrs())
+    with pytest.raises(ValueError, match="unknown guidance"):
+        sda.assimilate(
+            prior, observations, out=tmp_path / "forecast.zarr", overwrite=True,
+            **{k: v for k, v in options.items() if k != "guidance"}, guidance="magic",
+        )  # fmt: skip
+    assert not (tmp_path / ".forecast.zarr.next").exists()
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        patch.setattr(*place, killed)
+        sda.assimilate(prior, observations, seed=2, out=out, overwrite=True, **options)
     with pytest.raises(ValueError, match="other settings .*seed was [12], now 3"):
         sda.assimilate(prior, observations, seed=3, out=out, resume=True, **options)
     new = sda.assimilate(prior, observations, seed=2, out=out, resume=True, **options)
