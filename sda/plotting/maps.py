@@ -258,9 +258,8 @@ def plot_maps(
     figure.colorbar(images["field"], ax=fields, **style).set_label(label(x))
     if "spread" in images:
         style |= {"shrink": 0.9, "aspect": 25}
-        figure.colorbar(images["spread"], ax=grid[:, -1], **style).set_label(
-            f"spread of {label(x)}"
-        )
+        bar = figure.colorbar(images["spread"], ax=grid[:, -1], **style)
+        bar.set_label(label(x, "spread"))
 
     return figure
 
