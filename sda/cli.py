@@ -104,6 +104,8 @@ def assimilate(config: Config) -> int:
 
     prior = build_prior(config["prior"])
     observations = load_observations(config["observations"], prior.layout, prior.standard_names)
+    if config["errors"] is not None:
+        observations = observations.with_errors(str(config["errors"]))
     posterior = run(prior, observations, **assimilation_options(config, prior))
     say(f"{config['out']}: {sizes(posterior)}, {posterior.attrs['status']}")
     if "rejected" in posterior.attrs:

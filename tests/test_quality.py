@@ -291,3 +291,21 @@ def test_a_filter_checks_each_batch_beside_its_window(prior, tmp_path):
         kept = [row for entry in assimilator.store.ledger for batch in entry["batches"]
                 for row in batch.get("rejected", [])]  # fmt: skip
     assert found >= 0.9 * where.sum() and len(kept) >= found
+
+
+def test_the_command_line_controls_and_takes_heavy_tails(prior, tmp_path, capsys):
+    from sda.cli import run_verb
+    from sda.store import open_dataset
+
+    bad, where = planted(stations(prior, drawn(prior, 6), 7), 1, size=20.0)
+    bad.save(tmp_path / "o.csv")
+    prior.save(tmp_path / "prior")
+    words = [f"prior={tmp_path / 'prior'}", f"observations={tmp_path / 'o.csv'}", "members=2",
+             "sampler.steps=6", "progress=false"]  # fmt: skip
+    assert run_verb("assimilate", [*words, "quality=true", f"out={tmp_path / 'a.zarr'}"]) == 0
+    assert f"of {len(where)} observations rejected by the quality" in capsys.readouterr().out
+    assert "rejected_observations" in open_dataset(tmp_path / "a.zarr").attrs
+    out = f"out={tmp_path / 'b.zarr'}"
+    assert run_verb("assimilate", [*words, "errors=student_t(3)", out]) == 0
+    with pytest.raises(ValueError, match="errors must be gaussian, student_t or huber"):
+        run_verb("assimilate", [*words, "errors=cauchy", f"out={tmp_path / 'c.zarr'}"])
