@@ -101,6 +101,21 @@ class Points:
 Domain = Grid | Points
 
 
+def locate_time(
+    grid: Grid, values: np.ndarray | Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Finds times on those of a trajectory, see `locate`.
+
+    Times within `TIME_TOLERANCE` of a state, in steps of the layout, are that state's: also of one
+    that stands alone, whose spacing only its layout knows.
+    """
+
+    alone = len(grid.time) == 1 and grid.layout is not None
+    tolerance = TIME_TOLERANCE * (grid.layout.dt if alone and grid.layout else 1.0)
+
+    return locate("time", grid.time, np.asarray(values), tolerance=tolerance)
+
+
 def locate(
     name: str,
     coordinate: np.ndarray,

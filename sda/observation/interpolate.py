@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .domain import TIME_TOLERANCE, Domain, Grid, Points, locate
+from .domain import Domain, Grid, Points, locate, locate_time
 from .operator import Bound, Operator, known, on_grid, within
 
 
@@ -73,7 +73,7 @@ class Interpolate(Operator):
         rows = self.expand(grid)
         known("variables", dict.fromkeys(rows["variable"]), grid.variables)
 
-        axes = [locate("time", grid.time, rows["time"], tolerance=TIME_TOLERANCE)]
+        axes = [locate_time(grid, rows["time"])]
         number = {name: i for i, name in enumerate(grid.variables)}
         channel = np.array([number[name] for name in rows["variable"]], dtype=np.int64)
         axes.append((channel, channel, np.zeros(len(channel))))

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from .domain import TIME_TOLERANCE, Domain, Grid, Points, locate
+from .domain import TIME_TOLERANCE, Domain, Grid, Points, locate_time
 from .operator import Bound, Operator, known, on_grid, pack, unpack, within
 
 
@@ -120,7 +120,7 @@ class Select(Operator):
                 raise ValueError(
                     f"times to select must be finite, distinct and increasing, got {time}"
                 )
-            return time, locate("time", grid.time, time, tolerance=TIME_TOLERANCE)
+            return time, locate_time(grid, time)
 
         index = np.arange(len(grid.time))
         if self.time_slice is not None:

@@ -142,3 +142,16 @@ def test_what_cannot_be_split_is_named() -> None:
     twice = table.assign(x=table["x"] + 2 * np.pi)
     with pytest.raises(ValueError, match="a period of"):
         sequence(Observations.from_table(pd.concat([table, twice])), FLOW, FLOW.times(LENGTH))
+
+
+def test_a_time_next_to_a_state_is_that_states_however_long_the_step() -> None:
+    layout = Layout(("a", "b"), 6.0)
+    x = torch.randn((2, 4, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # Within a thousandth of a step, and farther than a thousandth of the unit of time.
+    table = {"time": [0.004, 11.997, 13.5], "variable": ["a", "b", "a"], "observation": [0.0] * 3}
+    found = sequence(
+        Observations.from_table(table, std=1.0), layout, layout.times(4), torch.float64
+    )
+    assert [(each.index, each.frames) for each in found] == [(0, 1), (2, 1), (3, 2)]
+    for each, state in zip(found[:2], (x[:, 0, 0], x[:, 2, 1]), strict=True):
+        assert torch.equal(each.H(x[:, each.index : each.index + 1])[:, 0], state)
