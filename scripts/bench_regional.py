@@ -1,7 +1,8 @@
 """Prints the table of regional assimilation of the toy weather, see `sda.benchmarks.regional`.
 
 python scripts/bench_regional.py                               # simulates first
-python scripts/bench_regional.py --data runs/toy_weather.zarr    # trajectories that are there
+python scripts/bench_regional.py --data runs/toy_weather.zarr    # trajectories of
+sda simulate system=toy_weather members=48 length=240 spinup=400 seed=1 out=runs/toy_weather.zarr
 """
 
 import argparse
@@ -24,7 +25,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", help="trajectories of the toy weather, six hours apart")
-    parser.add_argument("--truths", type=int, default=8)
+    parser.add_argument("--truths", type=int, default=6)
     parser.add_argument("--members", type=int, default=32)
     parser.add_argument("--length", type=int, default=Setup.length)
     parser.add_argument("--stations", type=int, default=Setup.stations)
