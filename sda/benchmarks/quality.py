@@ -18,7 +18,7 @@ from dynamics.random import member_generator
 
 from ..assimilation import assimilate
 from ..guidance.solver import ObservationSpace
-from ..observation import Observations
+from ..observation import Observations, ObservationSet
 from ..quality import check
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def plant(
     """Adds gross errors to some observations.
 
     Arguments:
-        observations: The observations, points of one set.
+        observations: The observations.
         share: The share of values with gross errors.
         size: Their size, in standard deviations of the errors: uniform between half and twice that,
             with either sign.
@@ -49,13 +49,19 @@ def plant(
     """
 
     generator = member_generator(seed, 0, ERRORS)
-    table = observations.to_table()
-    wrong = generator.random(len(table)) < share
-    error = generator.uniform(0.5, 2.0, len(table)) * size * table["std"].to_numpy()
-    error *= generator.choice([-1.0, 1.0], len(table))
-    table["observation"] += np.where(wrong, error, 0.0)
+    std = np.concatenate([each.rows()["std"] for each in observations.sets])
+    wrong = generator.random(len(std)) < share
+    error = generator.uniform(0.5, 2.0, len(std)) * size * std
+    error *= np.where(wrong, generator.choice([-1.0, 1.0], len(std)), 0.0)
 
-    return Observations.from_table(table), wrong
+    sets, first = [], 0
+    for each in observations.sets:
+        y = each.y.copy()
+        y.reshape(-1)[np.flatnonzero(each.seen)] += error[first : first + len(each)]
+        sets.append(ObservationSet(each.operator, each.domain, y, each.std, each.errors))
+        first += len(each)
+
+    return Observations(sets), wrong
 
 
 def analysis(prior: "Prior", observations: Observations, time: np.ndarray) -> np.ndarray:
