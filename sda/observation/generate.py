@@ -10,8 +10,9 @@ from dynamics.layout import Layout
 from dynamics.random import normal
 
 from .domain import Grid
-from .observations import Observations, deviations
+from .observations import Observations
 from .operator import Bound, Operator, anchored
+from .values import deviations
 
 NOISE, LAND = 1, 2  # the keys of these purposes, see dynamics.random
 

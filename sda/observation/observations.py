@@ -29,6 +29,7 @@ from .likelihood import Likelihood
 from .operator import Bound, Compose, Operator, anchored, known
 from .robust import GAUSSIAN, Robust, parse
 from .select import Mask
+from .values import broadcast, deviations
 
 GRIDDED = (".zarr", ".nc")
 TABLES = (".parquet", ".csv")
@@ -485,27 +486,3 @@ class Observations:
             from .table import read
 
         return cls(read(path))
-
-
-def deviations(std: Any, domain: Domain) -> np.ndarray:
-    """Standard deviations, broadcast to the shape of a domain."""
-
-    if isinstance(std, Mapping):
-        known("variables in std", std, domain.variables)
-        if missing := [name for name in domain.variables if name not in std]:
-            raise ValueError(f"std names {list(std)}, but not the observed {missing}")
-        values = np.array([std[name] for name in domain.rows()["variable"]], dtype=np.float64)
-        return values.reshape(domain.shape)
-
-    return broadcast("std", np.asarray(std, dtype=np.float64), domain.shape)
-
-
-def broadcast(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """An array broadcast to a shape, or a clear error."""
-
-    try:
-        return np.broadcast_to(values, shape)
-    except ValueError as error:
-        raise ValueError(
-            f"{name} of shape {values.shape} does not broadcast to the observed values {shape}"
-        ) from error
