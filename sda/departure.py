@@ -1,6 +1,7 @@
 """Where a forecast departs from: the last states of an ensemble, a posterior or a single state."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ class Departure:
 
     Raises:
         ValueError: If variables, grid or time step are others than the layout's, or a state is not
-            finite.
+            finite. Of states that are several steps apart, only the last ones that are one step
+            apart are used, with a warning.
         TypeError: If it is no dataset.
     """
 
@@ -49,12 +51,22 @@ class Departure:
         count = dataset.sizes.get("time", 1)
         self.states = min(known, count)
         self.time = float(times[-1])
-        steps = np.diff(times[-self.states :].astype(np.float64))
-        if not np.allclose(steps, layout.dt, rtol=1e-3, atol=0):
+        steps = np.diff(times[-self.states :].astype(np.float64)) / layout.dt
+        whole = np.round(steps)
+        if not np.allclose(steps, whole, rtol=1e-3, atol=1e-3) or (whole < 1).any():
             raise ValueError(
-                f"the initial states must be dt={layout.dt:g} apart, got steps of "
-                f"{steps.min():g} to {steps.max():g}: select states at such times, or the last "
-                f"alone, .isel(time=[-1])"
+                f"the initial states must be dt={layout.dt:g} or multiples of it apart, got steps "
+                f"of {steps.min() * layout.dt:g} to {steps.max() * layout.dt:g}: select states at "
+                f"such times, or the last alone, .isel(time=[-1])"
+            )
+        if (whole > 1).any():
+            # Analyses of a filter that has several states between two of them.
+            self.states = len(whole) - int(np.flatnonzero(whole > 1)[-1])
+            warnings.warn(
+                f"the initial states are up to {whole.max():g} steps of dt={layout.dt:g} apart: "
+                f"only the last {self.states}, one step apart, are used",
+                RuntimeWarning,
+                stacklevel=3,
             )
         if "time" in dataset.dims:
             dataset = dataset.isel(time=slice(count - self.states, count))

@@ -339,6 +339,14 @@ def test_single_states_and_short_tails(prior, initial):
     assert block_of_time(Prior.load("lorenz63"), 20, None) == (20, 45)
 
 
+def test_of_analyses_some_steps_apart_the_last_alone_is_continued(prior, initial):
+    apart = initial.isel(time=slice(None, None, -3)).isel(time=slice(None, None, -1))
+    with pytest.warns(RuntimeWarning, match="only the last 1, one step apart, are used"):
+        found = sda.forecast(prior, apart, 3, seed=0)
+    alone = sda.forecast(prior, initial.isel(time=[-1]), 3, seed=0)
+    xr.testing.assert_equal(found, alone)
+
+
 def test_network_forecast_follows_the_system():
     """The shipped prior of Lorenz-63: close to the numerical model's own forecast, and as wide."""
 
@@ -401,6 +409,7 @@ def test_field_forecast_is_the_exact_one(tmp_path):
 
 def test_errors_name_what_was_given(prior, initial, system):
     network = Prior.load("lorenz63")
+    slower = initial.assign_coords(time=1.5 * initial["time"])
     cases = [
         ({"lead": 0}, "lead must be an integer of at least 1, got 0"),
         ({"lead": 2.5}, "lead must be an integer of at least 1, got 2.5"),
@@ -411,7 +420,7 @@ def test_errors_name_what_was_given(prior, initial, system):
         ({"resume": True}, "need an output store"),
         ({"initial": initial.where(initial["member"] != 1)}, "initial states of member 1 have NaN"),
         ({"initial": initial.drop_vars("wind")}, "are missing"),
-        ({"initial": initial.isel(time=slice(None, None, 2))}, "dt=0.1 apart, got steps of 0.2"),
+        ({"initial": slower}, "dt=0.1 or multiples of it apart, got steps of 0.15"),
         ({"prior": network}, "expected variables"),
         ({"prior": network, "tail": 10, "frames": 20}, "65 states of the prior's window"),
     ]
