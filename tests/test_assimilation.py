@@ -438,7 +438,7 @@ def test_default_times(prior):
         assert np.allclose(trajectory_times(prior, observed(*times)), expected)
 
     class Windowed:
-        layout, window = prior.layout, 6
+        layout, window, climatology = prior.layout, 6, prior.climatology
 
     assert len(trajectory_times(Windowed(), observed(0.2, 0.5))) == 6
 

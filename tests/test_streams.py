@@ -260,8 +260,8 @@ def test_the_command_keeps_running_and_goes_on(observations, tmp_path):
     done = subprocess.run([*command, "resume=true"], **pipes, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "1 observations are too late, the first of time -3.6" in done.stderr
-    assert "unknown variables ['pressure']" in done.stderr
-    assert f"{out}: 9 cycles, 2 observations refused" in done.stdout
+    assert "other.csv is left out: the observed variable 'pressure'" in done.stderr
+    assert f"{out}: 9 cycles, 1 observations refused" in done.stdout
     assert open_dataset(out).attrs["status"] == "complete: 9 cycles"
     assert "cycle 4" not in done.stdout and "cycle 8, time 4.8: 1 values" in done.stdout
     prior = Prior.load(tmp_path / "prior")

@@ -217,8 +217,9 @@ def chosen(dataset: xr.Dataset, variables: Sequence[str] | None) -> list[str]:
         ]
     if not names:
         raise ValueError(
-            f"no variable has a time and a space: choose with variables=[…] among "
-            f"{[str(name) for name in dataset.data_vars]}"
+            f"there is no dimension 'time', of any name, that a variable has beside another one: "
+            f"got {[str(name) for name in dataset.data_vars]} with {dict(dataset.sizes)}; choose "
+            f"with variables=[…], or name it with dims={{time: …}}"
         )
     for name in names:
         if not np.issubdtype(dataset[name].dtype, np.number):

@@ -111,7 +111,8 @@ def pad(x: Tensor, width: int, periodic: tuple[bool, ...], pole: bool = False) -
             f"longitudes, got {tuple(x.shape[2:])}"
         )
     channels_last = x.ndim == 4 and x.stride(1) == 1
-    least = min((n for n, wraps in zip(x.shape[2:], periodic, strict=True) if wraps), default=width)
+    # A list: torch.compile takes no generator.
+    least = min([n for n, wraps in zip(x.shape[2:], periodic, strict=True) if wraps] or [width])
     if pole or (channels_last and any(periodic) and width <= least):
         rows = POLE if pole else WRAP if periodic[0] else EDGE
         return Margins.apply(x, width, rows, WRAP if periodic[1] else EDGE)

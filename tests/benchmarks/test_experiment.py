@@ -183,8 +183,11 @@ def test_bad_input(case):
 def test_every_experiment_is_complete(name):
     if name == "none":
         return
-    experiment = load(name, ["cycles=2", "length=null", "burn_in=0"])
-    assert experiment.name == name and len(experiment.steps()) <= 2
+    toy = name.startswith("toy")
+    short = ["length=3"] if toy else ["cycles=2", "length=null"]
+    experiment = load(name, [*short, "burn_in=0"])
+    # Observing systems have times of their own.
+    assert experiment.name == name and (toy or len(experiment.steps()) <= 2)
     assert experiment.model().layout.shape == experiment.system.layout.shape
     if name.startswith("sakov"):
         assert all(entry["published"] > 0 for entry in experiment.entries.values())
