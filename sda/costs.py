@@ -193,7 +193,7 @@ def cost(
     matrices = sum(each.numel() * each.element_size() for each in guided.covariance.buffers())
     values = math.prod(shape)
     if guided.space.direct or guided.space.elementwise:
-        matrices += len(likelihood) * guided.covariance.eigenvalues.numel() * item
+        matrices += guided.space.size * item
 
     return Cost(
         members, len(times), values, len(observations),

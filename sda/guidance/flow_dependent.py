@@ -141,7 +141,7 @@ class FlowDependentGuidance(StaticGuidance):
             raise ValueError(f"unknown form {form!r}: choose one of {', '.join(FORMS)}")
         if form == "auto":
             form = "dense" if math.prod(self.shape) <= 2048 else "columns"
-        if form == "columns" and not self.space.direct:
+        if form == "columns" and not (self.space.direct and self.space.modes is None):
             kind = "linear" if likelihood.linear else "non-linear"
             raise ValueError(
                 f"the columns form needs a linear H and few observations, got {len(likelihood.y)} "

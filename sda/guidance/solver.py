@@ -12,10 +12,13 @@ An elementwise function of affine observations, `H(x) = φ(A x)`, has the tangen
 member. `E = V Aᵀ` is still shared, and only `diag(φ′) Eᵀ diag(f(λ)) E diag(φ′) + R` is factorised
 for each member: nothing of the size of the state is touched in a solve.
 
+Of smooth fields most directions of `V` are next to nothing beside `R`. Where all of them are too
+many, `E` keeps those that matter only, see `ObservationSpace`.
+
 Otherwise, and where `H` is linearised at each member, the system is solved by conjugate gradients.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +34,10 @@ Key = tuple[str, float]
 Noise = Callable[[tuple[int, ...]], Tensor]
 # The entries of all members' matrices that are factorised at once.
 FACTORS = 1 << 24
+# The bytes of matrices and factors of noise levels that are kept.
+KEPT = 4 << 30
+# The entries of `E` in all directions that are in memory at once while some are chosen.
+AT_HAND = 1 << 29
 
 
 @dataclass
@@ -154,10 +161,15 @@ class ObservationSpace:
         covariance: The covariance `Σ`.
         likelihood: The likelihood, which has `H` and `R`.
         limit: The largest size `m n` of `E = V Hᵀ` for the direct solve, whose cost `m² n` for each
-            matrix must also be below 200 times that. Beyond, and for non-linear `H`, conjugate
-            gradients.
-        tolerance: The relative residual of conjugate gradients.
+            matrix must also be below 200 times that. Beyond, linear `H` sees the `r` leading
+            directions only: without the others, solves have a relative residual of at most
+            `tolerance`. `m r` must be within the limit, and `m² r` within 5,000 times that. Beyond,
+            and for non-linear `H`, conjugate gradients.
+        tolerance: The relative residual of solves that are not exact.
         iterations: The largest number of conjugate gradient iterations.
+
+    Attributes:
+        modes: The numbers of the directions that `E` keeps, with shape `(r)`, or None for all.
     """
 
     def __init__(
@@ -176,30 +188,88 @@ class ObservationSpace:
         self.std = likelihood.std
         m, n = len(self.std), covariance.eigenvalues.numel()
         small = m * n <= limit and m * m * n <= 200 * limit
+        self.modes: Tensor | None = None
+        self._columns: Tensor | None = None
         self.robust = getattr(likelihood, "robust", None)
+        if likelihood.linear and not small and m * m <= limit:
+            self.modes = self._leading()
+            r = len(self.modes)
+            # With weights of its own, each member has a factorisation of its own.
+            small = m * r <= limit and m * m * r <= (5000 if self.robust is None else 200) * limit
+            if not small:
+                self.modes = self._columns = None
         # With weights of its own, each member has systems of its own, as with a slope.
         self.direct = likelihood.linear and small and self.robust is None
         parts = None if likelihood.linear else getattr(likelihood, "parts", None)
         self.elementwise = small and (parts is not None or (likelihood.linear and not self.direct))
         self.affine: Function = parts[0] if parts else likelihood.H
         self.function: Function = parts[1] if parts else identity
-        self._columns: Tensor | None = None
         self._factors: dict[Key, Tensor] = {}
 
     @property
     def columns(self) -> Tensor:
-        """The matrix `Eᵀ`, rows `V Hᵀ e_j` (`V Aᵀ e_j`), with shape `(m, n')`."""
+        """The matrix `Eᵀ`, rows `V Hᵀ e_j` (`V Aᵀ e_j`), with shape `(m, n')`, or `(m, r)`."""
 
         if self._columns is None:
-            likelihood = self.likelihood
-            if self.elementwise:
-                likelihood = Likelihood(
-                    self.affine, likelihood.y, likelihood.std, likelihood.shape, linear=True
-                )
-            columns = likelihood.columns().to(self.covariance.eigenvalues)
-            self._columns = torch.cat([self.covariance.transform(c) for c in columns.split(64)])
+            self._columns = torch.cat([self.taken(part) for part in self._all_columns()])
 
         return self._columns
+
+    def _all_columns(self, batch: int = 64) -> Iterator[Tensor]:
+        """The rows of `Eᵀ` in all directions, some at a time."""
+
+        likelihood = self.likelihood
+        if not likelihood.linear:
+            likelihood = Likelihood(
+                self.affine, likelihood.y, likelihood.std, likelihood.shape, linear=True
+            )
+        # Custom likelihoods may have columns alone.
+        if not hasattr(likelihood, "adjoint"):
+            for part in likelihood.columns().to(self.covariance.eigenvalues).split(batch):
+                yield self.covariance.transform(part)
+            return
+        eye = torch.eye(len(self.std), dtype=self.std.dtype, device=self.std.device)
+        for rows in eye.split(batch):
+            yield self.covariance.transform(
+                likelihood.adjoint(rows).to(self.covariance.eigenvalues)
+            )
+
+    def _leading(self) -> Tensor:
+        """The directions without which no solve has a residual of more than `tolerance`.
+
+        Every `f` here has `f(λ) <= λ`. In units of the errors, where the matrix is at least one,
+        directions that are left out change it by at most the trace of what they contribute.
+        """
+
+        eigenvalues = self.covariance.eigenvalues
+        total = torch.zeros_like(eigenvalues, dtype=torch.float64)
+        weights = self.std[:, None].to(eigenvalues) ** -1
+        kept: list[Tensor] | None
+        kept = [] if len(self.std) * eigenvalues.numel() <= AT_HAND else None
+        for part, weight in zip(self._all_columns(), weights.split(64), strict=True):
+            total += (part * weight).square().sum(0)
+            if kept is not None:
+                kept.append(part)
+        total *= eigenvalues.double()
+        order = total.argsort(descending=True)
+        left = total[order].flip(0).cumsum(0).flip(0)
+        modes = order[: int((left > self.tolerance).sum())].sort().values
+        if kept is not None:
+            self._columns = torch.cat([part[:, modes] for part in kept])
+
+        return modes
+
+    def taken(self, z: Tensor) -> Tensor:
+        """The coefficients `(…, n')` in the directions that `E` keeps."""
+        return z if self.modes is None else z[..., self.modes]
+
+    @property
+    def size(self) -> int:
+        """The number of values of `E`."""
+
+        kept = self.covariance.eigenvalues.numel() if self.modes is None else len(self.modes)
+
+        return len(self.std) * kept
 
     def matrix(self, fn: Function) -> Tensor:
         """The matrix `H f(Σ) Hᵀ + R` in float64, with shape `(m, m)`."""
@@ -213,7 +283,7 @@ class ObservationSpace:
         dtype = torch.float64 if m * m * n < 2e8 else self.columns.dtype
         size = n if dtype == torch.float64 else 4096
         gram = torch.zeros(m, m, dtype=torch.float64, device=self.std.device)
-        weights = fn(self.covariance.eigenvalues.double()).to(dtype)
+        weights = fn(self.taken(self.covariance.eigenvalues).double()).to(dtype)
         for part, weight in zip(self.columns.split(size, dim=1), weights.split(size), strict=True):
             part = part.to(dtype)
             gram += ((part * weight) @ part.T).double()
@@ -223,16 +293,22 @@ class ObservationSpace:
     def shared(self, fn: Function, key: Key) -> Tensor:
         """`gram(fn)`, computed once for each key."""
 
-        if key not in self._factors:
-            self._factors[key] = self.gram(fn)
-
-        return self._factors[key]
+        return self._kept(key, lambda: self.gram(fn))
 
     def factor(self, fn: Function, key: Key) -> Tensor:
         """The Cholesky factor of `matrix(fn)`, computed once for each key."""
 
+        return self._kept(key, lambda: cholesky(self.matrix(fn)))
+
+    def _kept(self, key: Key, make: Callable[[], Tensor]) -> Tensor:
+        """What a key stands for; what was made first is dropped where all would be too much."""
+
         if key not in self._factors:
-            self._factors[key] = cholesky(self.matrix(fn))
+            made = make()
+            room = KEPT - made.numel() * made.element_size()
+            while sum(t.numel() * t.element_size() for t in self._factors.values()) > room > 0:
+                self._factors.pop(next(iter(self._factors)))
+            self._factors[key] = made
 
         return self._factors[key]
 
@@ -348,11 +424,17 @@ class ObservationSpace:
 
     def project(self, z: Tensor, tangent: Tangent | None) -> Tensor:
         """`H Vᵀ z` for coefficients `(k member, n')`, with shape `(k member, m)`."""
-        return self._scale(z @ self.columns.T, tangent)
+        return self._scale(self.taken(z) @ self.columns.T, tangent)
 
     def lift(self, v: Tensor, tangent: Tangent | None) -> Tensor:
         """`V Hᵀ v` for values `(k member, m)`, with shape `(k member, n')`."""
-        return self._scale(v, tangent) @ self.columns
+        z = self._scale(v, tangent) @ self.columns
+        if self.modes is None:
+            return z
+        full = z.new_zeros(len(z), self.covariance.eigenvalues.numel())
+        full[:, self.modes] = z
+
+        return full
 
     def _scale(self, v: Tensor, tangent: Tangent | None) -> Tensor:
         if tangent is None or tangent.slope is None:

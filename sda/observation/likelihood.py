@@ -32,6 +32,7 @@ class Likelihood:
         parts: An affine map to `(member, value)` and an elementwise function after it that make up
             the operator, if it is of that form.
         robust: The errors, if some of them are not Gaussian; `std` is their scale then.
+        part: The linear part of an affine operator, if it is at hand.
 
     Raises:
         ValueError: If there are no observations, or a std is not positive.
@@ -46,6 +47,7 @@ class Likelihood:
         linear: bool,
         parts: Parts | None = None,
         robust: Robust | None = None,
+        part: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         std = torch.as_tensor(std, dtype=y.dtype, device=y.device)
         if y.ndim not in (1, 2) or not y.numel():
@@ -64,6 +66,7 @@ class Likelihood:
         self.shape, self.linear = tuple(shape), linear
         self.parts = parts
         self.robust = robust
+        self._part = part
 
     def __len__(self) -> int:
         return self.y.shape[-1]
@@ -107,12 +110,31 @@ class Likelihood:
         value, transpose = torch.func.vjp(self.H, x)[:2]
 
         def jvp(dx: Tensor) -> Tensor:
+            if self.linear:
+                return self.part(ordinary(dx))
             return torch.func.jvp(self.H, (x,), (ordinary(dx),))[1]
 
         def vjp(v: Tensor) -> Tensor:
             return transpose(ordinary(v))[0]
 
         return value, jvp, vjp
+
+    @property
+    def part(self) -> Callable[[Tensor], Tensor]:
+        """The linear part of a linear or affine operator, a map like `H`.
+
+        Not `H(dx) - H(0)`: what is large and cancels costs digits. An operator that takes zero to
+        zero is its own; of any other the tangent-linear model is taken.
+        """
+
+        if self._part is None:
+            zero = self.y.new_zeros(1, *self.shape)
+            if not bool(self.H(zero).any()):
+                self._part = self.operator
+            else:
+                self._part = lambda dx: torch.func.jvp(self.H, (torch.zeros_like(dx),), (dx,))[1]
+
+        return self._part
 
     def adjoint(self, v: Tensor) -> Tensor:
         """Applies the adjoint `Hᵀ` of the operator's linear part.
@@ -133,7 +155,7 @@ class Likelihood:
             raise ValueError(f"expected values (member, {len(self)}), got {tuple(v.shape)}")
         zeros = v.new_zeros((len(v), *self.shape))
 
-        return torch.func.vjp(self.H, ordinary(zeros))[1](ordinary(v))[0]
+        return torch.func.vjp(self.part, ordinary(zeros))[1](ordinary(v))[0]
 
     def columns(self, batch: int = 256) -> Tensor:
         """The columns `Hᵀ eⱼ` of the adjoint, for linear operators and few observations.
@@ -213,10 +235,12 @@ class Likelihood:
                 robust=self.robust,
             )  # fmt: skip
         parts = self.parts and (after(self.parts[0]), self.parts[1])
+        inner = self.part if self.linear else None
 
         return Likelihood(
-            after(self.H), self.y, self.std, self.shape, self.linear, parts, self.robust
-        )
+            after(self.H), self.y, self.std, self.shape, self.linear, parts, self.robust,
+            inner and (lambda dx: inner(scale.to(dx.dtype) * dx)),
+        )  # fmt: skip
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log-density `log p(y | x)` of trajectories, with shape `(member)`."""
