@@ -24,20 +24,12 @@ import google_crc32c
 import numpy as np
 import xarray as xr
 
+from dynamics.files import sync, sync_tree
 from dynamics.layout import Layout
 
 from .lock import Lock
-from .store import (
-    announce,
-    announcement,
-    beside,
-    check_settings,
-    read_attributes,
-    replace,
-    supersedes,
-    sync,
-    sync_tree,
-)
+from .store.attributes import read_attributes
+from .store.replacing import announce, announcement, beside, check_settings, replace, supersedes
 
 if TYPE_CHECKING:
     from .observation import Observations

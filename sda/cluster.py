@@ -25,7 +25,9 @@ from dynamics.cluster import Cluster, Superseded, connect, read_job, write_job
 from dynamics.layout import Layout
 
 from .lock import Lock
-from .store import PosteriorWriter, split, stage
+from .store import PosteriorWriter
+from .store.blocks import split
+from .store.staging import stage
 
 if TYPE_CHECKING:
     from .observation import Observations

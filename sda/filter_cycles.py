@@ -11,7 +11,7 @@ from dynamics.simulate import compute_device
 
 from .filter_inbox import Inbox, check_integer
 from .observation.recent import Piece, Window
-from .store import first_line
+from .store.errors import first_line
 
 if TYPE_CHECKING:
     from .conditional import Continuation

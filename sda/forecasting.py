@@ -35,7 +35,8 @@ from .departure import Departure, check_count
 from .forecast_blocks import Chain, block_of_time, block_size
 from .partial import Partial
 from .sampling import SAMPLERS
-from .store import PosteriorMemory, PosteriorWriter, announce, announcement, check_target
+from .store import PosteriorMemory, PosteriorWriter, check_target
+from .store.replacing import announce, announcement
 
 if TYPE_CHECKING:
     from .langevin import Langevin

@@ -38,15 +38,10 @@ from .long_members import Members
 from .long_plan import Plan, plan
 from .long_states import full, read_state, room, write_state
 from .sampling import MAIN, PILOT
-from .store import (
-    PosteriorMemory,
-    PosteriorWriter,
-    beside,
-    check_settings,
-    damages,
-    open_dataset,
-    read_attributes,
-)
+from .store import PosteriorMemory, PosteriorWriter, open_dataset
+from .store.attributes import read_attributes
+from .store.checksums import damages
+from .store.replacing import beside, check_settings
 
 if TYPE_CHECKING:
     from .langevin import Langevin

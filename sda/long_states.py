@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .store import sync
+from dynamics.files import sync
 
 STATE = "state.json"
 
