@@ -53,7 +53,8 @@ class Case:
         spinup: The number of states before the first of a truth.
         particles: The number of particles of the filter, or none: there is no filter.
         options: Options of `sda.assimilate` for the analysis.
-        instruments: Observing systems in place of an operator, as in `configs/observing`.
+        instruments: Observing systems in place of an operator, each as in `configs/observing` but
+            for what is given.
     """
 
     system: Callable[[], System]
@@ -67,7 +68,7 @@ class Case:
     spinup: int
     particles: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    instruments: tuple[str, ...] = ()
+    instruments: tuple[Mapping[str, Any], ...] = ()
 
     def observe(self, past: xr.Dataset, seed: int) -> Any:
         """Observes a truth: through the operator, or by all instruments."""
@@ -78,8 +79,8 @@ class Case:
         if self.observing is not None:
             return observe(past, self.observing(), std=self.std, seed=seed)
         seen = [
-            generate(preset("observing", name), past, seed + k)
-            for k, name in enumerate(self.instruments)
+            generate(preset("observing", given["generator"]) | dict(given), past, seed + k)
+            for k, given in enumerate(self.instruments)
         ]
 
         return functools.reduce(operator.add, seen)
@@ -130,15 +131,20 @@ CASES = {
         lambda: KolmogorovFlow(size=32), "kolmogorov", _blocks, 0.1, 33, 40,
         (1, 5, 10, 20, 30, 40), 16, 64,
     ),
-    # Ten days of states every 6 hours, after five days of stations and a satellite.
+    # Ten days of states every 6 hours, after three days of stations and a satellite.
     "toy_weather": Case(
-        lambda: _toy("toy_weather"), "toy-weather", None, math.nan, 21, 40,
-        (1, 4, 8, 12, 20, 40), 32, 480, instruments=("stations", "swath"),
+        lambda: _toy("toy_weather"), "toy-weather", None, math.nan, 13, 40,
+        (1, 4, 8, 12, 20, 40), 32, 480,
+        instruments=(
+            {"generator": "stations", "interval": 12.0},
+            {"generator": "swath", "spacing": 1300.0},
+        ),
     ),
     # Days, after twenty of them with an altimeter and floats.
     "toy_ocean": Case(
         lambda: _toy("toy_ocean"), "toy-ocean", None, math.nan, 21, 40,
-        (1, 5, 10, 20, 30, 40), 32, 300, instruments=("altimeter", "floats"),
+        (1, 5, 10, 20, 30, 40), 32, 300,
+        instruments=({"generator": "altimeter"}, {"generator": "floats"}),
     ),
 }  # fmt: skip
 

@@ -163,8 +163,8 @@ class ObservationSpace:
         limit: The largest size `m n` of `E = V Hᵀ` for the direct solve, whose cost `m² n` for each
             matrix must also be below 200 times that. Beyond, linear `H` sees the `r` leading
             directions only: without the others, solves have a relative residual of at most
-            `tolerance`. `m r` must be within the limit, and `m² r` within 5,000 times that. Beyond,
-            and for non-linear `H`, conjugate gradients.
+            `tolerance`. `m r` must be within 4 times the limit, and `m² r` within 5,000 times that.
+            Beyond, and for non-linear `H`, conjugate gradients.
         tolerance: The relative residual of solves that are not exact.
         iterations: The largest number of conjugate gradient iterations.
 
@@ -195,7 +195,7 @@ class ObservationSpace:
             self.modes = self._leading()
             r = len(self.modes)
             # With weights of its own, each member has a factorisation of its own.
-            small = m * r <= limit and m * m * r <= (5000 if self.robust is None else 200) * limit
+            small = m * r <= 4 * limit and m * m * r <= (200 if self.robust else 5000) * limit
             if not small:
                 self.modes = self._columns = None
         # With weights of its own, each member has systems of its own, as with a slope.
