@@ -70,7 +70,7 @@ def test_fewer_directions_for_a_larger_tolerance(covariance, likelihood) -> None
 
 def test_where_no_directions_are_negligible_the_solver_iterates(likelihood) -> None:
     white = DenseCovariance(torch.eye(N, dtype=torch.float64), SHAPE, torch.float64)
-    space = ObservationSpace(white, likelihood, LIMIT)
+    space = ObservationSpace(white, likelihood, LIMIT / 4)
     assert not space.direct
     assert space.modes is None
 
