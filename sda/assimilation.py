@@ -229,6 +229,7 @@ def assimilate(
 
     layout = prior.layout
     time = trajectory_times(prior, observations, time, memory)
+    prior = prior.at(time)
     long = frames is not None or too_long(prior, len(time), memory)
     shape = (len(time), *layout.shape)
     method, options = guidance_method(guidance, fields=bool(layout.dims))

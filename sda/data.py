@@ -171,6 +171,8 @@ def stored_arrays(source: Path | None, dataset: xr.Dataset, layout: Layout) -> l
 class Batches(IterableDataset):
     """Endless training batches `(x, noise, s)`, each a function of the seed and its index.
 
+    Windows may have channels beside those of the climatology, which are given and get no noise.
+
     Arguments:
         windows: The windows.
         climatology: Normalises them.
@@ -224,8 +226,11 @@ class Batches(IterableDataset):
                     for i, g in enumerate(own)
                 ]
             )
-        x = self.climatology.normalise(x)
-        noise = np.stack([g.standard_normal(x.shape[1:], dtype=np.float32) for g in own])
+        # What the states are given, see `sda.context`, is normal as it is and without noise.
+        count = len(self.climatology.scale)
+        states, given = self.climatology.normalise(x[:, :, :count]), x[:, :, count:]
+        noise = np.stack([g.standard_normal(states.shape[1:], dtype=np.float32) for g in own])
+        x = torch.cat((states, given), dim=2) if given.shape[2] else states
 
         return (
             x,

@@ -6,6 +6,7 @@ layout of the states. It is saved as a folder that a text editor reads:
     prior.json                 layout, network, training, checksums
     climatology.safetensors    mean, scale, window covariance
     anomalies.safetensors      the seasonal cycle (absent where there is none)
+    context.safetensors        the regression on what states are given (absent where nothing is)
     weights.safetensors        the network (absent in a Gaussian prior)
     README.md                  the model card
 
@@ -30,6 +31,7 @@ from dynamics.layout import Layout
 
 from .cf.anomalies import Anomalies
 from .climatology import Climatology
+from .context import Context, Given
 from .covariance import Covariance
 from .data import open_dataset
 from .denoiser import Denoiser, GaussianDenoiser
@@ -57,6 +59,11 @@ class Prior:
         exposure: The share by which noise levels are understated in sampling, see `sda.exposure`.
         anomalies: What makes stationary anomalies of physical states, see `sda.cf.anomalies`
             (default: nothing, the climatology is that of the states themselves).
+        context: What the states are given, see `sda.context` (default: nothing). Such a prior is of
+            use once it is `given` it.
+
+    Raises:
+        ValueError: If there are anomalies and a context.
     """
 
     def __init__(
@@ -68,11 +75,61 @@ class Prior:
         info: Mapping[str, Any] | None = None,
         exposure: float = 0.0,
         anomalies: Anomalies | None = None,
+        context: Context | None = None,
     ) -> None:
+        if context is not None and anomalies is not None and not anomalies.trivial:
+            raise ValueError("a prior of anomalies, of transforms or seasons, takes no context")
+        self.context = context
         self.climatology, self.denoiser, self.name = climatology, denoiser, name
         self.symmetries, self.info = tuple(symmetries), dict(info or {})
         self.exposure = exposure
         self.mapping = None if anomalies is None or anomalies.trivial else anomalies
+
+    def given(self, context: xr.Dataset | str | Path) -> "Prior":
+        """A copy that is conditioned on a context, for trajectories at its times.
+
+        Arguments:
+            context: A dataset, or the path of one, that has the variables of the context at all
+                times of the trajectory, of one member; on another grid they are interpolated.
+
+        Raises:
+            ValueError: If the prior takes no context, or the dataset does not fit.
+        """
+
+        if self.context is None:
+            raise ValueError(f"the prior {self.name} takes no context: it was trained without")
+        dataset = open_dataset(context)
+        values, prior = self.context.of(dataset), copy.copy(self)
+        prior.mapping = Given(self.context, values, np.atleast_1d(dataset["time"].values))
+
+        return prior
+
+    def at(self, time: Any) -> "Prior":
+        """The prior of trajectories at times: itself, or with its context at these times alone.
+
+        Raises:
+            ValueError: If there is a context that is not known at these times.
+        """
+
+        if self._known is None:
+            return self
+        prior = copy.copy(self)
+        prior.mapping = self._known.at(time)
+
+        return prior
+
+    @property
+    def _known(self) -> Given | None:
+        """The context that the prior was given, None where it takes none."""
+
+        if self.context is None:
+            return None
+        if not isinstance(self.mapping, Given):
+            raise ValueError(
+                f"the prior {self.name} is conditioned on {list(self.context.names)}: give it a "
+                f"dataset of these first, prior.given(dataset)"
+            )
+        return self.mapping
 
     @property
     def layout(self) -> Layout:
@@ -110,6 +167,7 @@ class Prior:
             ValueError: If an observation does not fit the layout or the times, or sees land.
         """
 
+        self.at(time)
         given = observations.likelihood(self.layout, time, dtype=dtype, device=device)
         mean, scale = (self.climatology.get_buffer(name) for name in ("mean", "scale"))
         if self.mapping is None:
@@ -120,6 +178,7 @@ class Prior:
     def states(self, x: torch.Tensor, time: Any) -> torch.Tensor:
         """The physical states of normalised anomalies `(…, time, channel, *space)` at times."""
 
+        self.at(time)
         z = self.climatology.denormalise(x)
         return z if self.mapping is None else self.mapping.inverse(z, time)
 
@@ -132,6 +191,7 @@ class Prior:
     ) -> torch.Tensor:
         """The normalised anomalies of physical states `(…, time, channel, *space)` at times."""
 
+        self.at(time)
         z = x if self.mapping is None else self.mapping.forward(x, time)
         return self.climatology.normalise(torch.from_numpy(z).to(device=device, dtype=dtype))
 
@@ -163,9 +223,17 @@ class Prior:
         if whole and not linear:
             raise ValueError("gaussian_part needs a network with Wiener preconditioning")
         pair = (self.covariance(length), self.denoiser.covariance) if whole else None
+        known = None
+        if self._known is not None:
+            known = torch.from_numpy(self._known.features)
+            if len(known) != length:
+                raise ValueError(
+                    f"the prior was given a context of {len(known)} states, not of {length}: it "
+                    f"serves task='smooth' of all of these at once, without blocks of time"
+                )
 
         return TrajectoryDenoiser(
-            self.denoiser, self.window, length, stride, batch, pair, self.exposure
+            self.denoiser, self.window, length, stride, batch, pair, self.exposure, known
         )
 
     def with_network(self, precision: torch.dtype, compiled: bool | str = False) -> "Prior":
@@ -207,6 +275,8 @@ class Prior:
         tensors = self.climatology.tensors() | (
             {} if self.denoiser is None else self.denoiser.network.state_dict()
         )
+        if self.context is not None:
+            tensors |= {f"context.{name}": t for name, t in self.context.tensors().items()}
         for name, tensor in sorted(tensors.items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -257,7 +327,11 @@ class Prior:
             write_tensors(weights, path / "weights.safetensors")
             checksums["weights.safetensors"] = checksum(path / "weights.safetensors")
             content["denoiser"] = self.denoiser.to_json()
-        if self.mapping is not None:
+        if self.context is not None:
+            content["context"] = self.context.to_json()
+            write_tensors(self.context.tensors(), path / "context.safetensors")
+            checksums["context.safetensors"] = checksum(path / "context.safetensors")
+        elif self.mapping is not None:
             content["anomalies"] = self.mapping.to_json()
             write_tensors(self.mapping.tensors(), path / "anomalies.safetensors")
             checksums["anomalies.safetensors"] = checksum(path / "anomalies.safetensors")
@@ -309,6 +383,10 @@ class Prior:
             if "anomalies" in content:
                 tensors = load_file(path / "anomalies.safetensors")
                 anomalies = Anomalies.from_tensors(layout, content["anomalies"], tensors)
+            context = None
+            if "context" in content:
+                tensors = load_file(path / "context.safetensors")
+                context = Context.from_tensors(layout, content["context"], tensors)
         except FileNotFoundError as error:
             raise ValueError(
                 f"{path} is an incomplete prior: {Path(error.filename).name} is missing"
@@ -324,6 +402,7 @@ class Prior:
             content["info"],
             content.get("exposure", 0.0),
             anomalies,
+            context,
         )
 
         return prior.to(device)
@@ -341,11 +420,15 @@ class GaussianPrior(Prior):
         symmetries: Sequence[Symmetry] = (),
         name: str = "gaussian",
         info: Mapping[str, Any] | None = None,
+        context: Sequence[str] = (),
+        lags: int = 1,
         **options: Any,
     ) -> "GaussianPrior":
         """Fits the climatology of a dataset, streamed, see `Climatology.fit`.
 
         The dataset is one of the package's own, or one that `sda.cf.prepare` has made of another.
+        With a `context`, variables of it that states are given, the climatology is that of the
+        residuals of a regression on these, at `lags` earlier and later times, see `sda.context`.
         """
 
         from .cf.prepare import Prepared
@@ -356,11 +439,16 @@ class GaussianPrior(Prior):
             anomalies, info = dataset.anomalies, {**dataset.info, **info}
             options.setdefault("layout", dataset.layout)
             dataset = for_fitting(dataset.dataset, window)
+        given = None
+        if context:
+            given = Context.fit(open_dataset(dataset), context, lags)
+            dataset = given.conditioned(open_dataset(dataset))
+            options["layout"] = given.layout
         climatology = Climatology.fit(
             open_dataset(dataset), window, symmetries=symmetries, **options
         )
 
-        return cls(climatology, None, name, symmetries, info, anomalies=anomalies)
+        return cls(climatology, None, name, symmetries, info, anomalies=anomalies, context=given)
 
 
 def find(name: str | Path) -> Path:

@@ -30,6 +30,7 @@ from .cf.anomalies import Anomalies
 from .cf.prepare import Prepared
 from .cf.series import for_training
 from .climatology import Climatology
+from .context import Context
 from .data import Batches, NoiseLevels, Prefetch, Windows, open_dataset
 from .exposure import calibrate
 from .prior import Prior
@@ -85,6 +86,10 @@ class TrainingOptions:
         static: Variables of the dataset, without time, that the network sees, or names of
             `sda.static.FEATURES` (default: latitude and land where there are any).
         climatology_window: The number of frames of the climatology (default: those of the window).
+        climatology: Options of its covariance, `kind`, `rank` and `coupled` of `Climatology.fit`.
+        context: Variables of the dataset that states are given and that are not modelled, see
+            `sda.context`.
+        lags: The earlier and the later times of the context that states are regressed on.
         steps: The number of optimiser steps.
         batch: The number of windows per step, over all processes.
         rate: Muon's learning rate.
@@ -108,6 +113,9 @@ class TrainingOptions:
     incompressible: bool = False
     static: Sequence[str] | None = None
     climatology_window: int | None = None
+    climatology: Mapping[str, Any] = field(default_factory=dict)
+    context: Sequence[str] = ()
+    lags: int = 1
     steps: int = 10_000
     batch: int = 16
     rate: float = 0.01
@@ -132,6 +140,11 @@ class TrainingOptions:
         for name in ("window", "steps", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.context and self.calibrate:
+            raise ValueError(
+                "a prior with a context has no unconditional samples to calibrate it by: leave out "
+                "calibrate"
+            )
         for name in ("rate", "adam_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -225,6 +238,21 @@ def train(
     if data.sizes.get("member", 1) == 1:
         source = data = for_training(data, options.window, options.held_out)
     training, held_out = split_members(data.sizes["member"], options.held_out)
+    context: Context | None = None
+    if options.context:
+        if anomalies is not None and not anomalies.trivial:
+            raise ValueError(
+                "a context does not go with transforms or a seasonal cycle: leave out context, or "
+                "give transform=null seasonal=0"
+            )
+        if symmetries:
+            raise ValueError("a context does not go with symmetries: leave one of them out")
+        context = Context.fit(data.isel(member=training), options.context, options.lags)
+        data = context.conditioned(data)
+        # What fits the memory is regressed once, what does not each time that it is read.
+        source = data = data.compute() if data.nbytes <= memory else data
+        layout = context.layout
+    windowed = layout if context is None else context.wide
 
     torch.manual_seed(options.seed)
     if resume:
@@ -239,6 +267,7 @@ def train(
             options.climatology_window or options.window,
             layout=layout,
             symmetries=symmetries,
+            **options.climatology,
         )
     static = static_fields(data, options.static, layout)
     denoiser = WindowDenoiser(
@@ -250,11 +279,12 @@ def train(
         static,
         options.advection,
         options.incompressible,
+        0 if context is None else len(context.channels),
     )
     average = copy.deepcopy(denoiser)
 
     def batches(rank: int, processes: int, device: torch.device) -> Any:
-        windows = Windows(source, layout, options.window, training, memory, device)
+        windows = Windows(source, windowed, options.window, training, memory, device)
         own = Batches(
             windows,
             climatology.to(device),
@@ -300,8 +330,11 @@ def train(
     average.network.load_state_dict(module.final)
     average.eval().requires_grad_(False)
     if not trainer.is_global_zero:
-        return Prior(climatology, average, name or out.name, symmetries, info, anomalies=anomalies)
-    held = Windows(source, layout, options.window, held_out, memory)
+        return Prior(
+            climatology, average, name or out.name, symmetries, info, anomalies=anomalies,
+            context=context,
+        )  # fmt: skip
+    held = Windows(source, windowed, options.window, held_out, memory)
     errors = denoising_error(average, climatology, held)
     record = {
         "options": json.loads(json.dumps(asdict(options))),
@@ -312,7 +345,10 @@ def train(
         "data": {str(k): str(v) for k, v in data.attrs.items()},
         **(info or {}),
     }
-    prior = Prior(climatology, average, name or out.name, symmetries, record, anomalies=anomalies)
+    prior = Prior(
+        climatology, average, name or out.name, symmetries, record, anomalies=anomalies,
+        context=context,
+    )  # fmt: skip
     if options.calibrate:
         prior.exposure = calibrate(prior, seed=options.seed)
     prior.save(out, card=model_card(prior))
@@ -371,13 +407,15 @@ def denoising_error(
 
     rows = []
     generator = np.random.default_rng(np.random.SeedSequence((seed, 1)))
-    clean = climatology.normalise(windows.draw(count, generator))
+    clean, given = denoiser.split(windows.draw(count, generator))
+    clean = climatology.normalise(clean)
     noise = torch.from_numpy(generator.standard_normal(clean.shape, dtype=np.float32))
     for s in levels:
         network = gaussian = 0.0
-        for x, e in zip(clean.split(batch), noise.split(batch), strict=True):
+        parts = (each.split(batch) for each in (clean, noise, given))
+        for x, e, c in zip(*parts, strict=True):
             noisy = x + s * e
-            network += float((denoiser.denoise(noisy, s) - x).square().sum())
+            network += float((denoiser.denoise(torch.cat((noisy, c), 2), s) - x).square().sum())
             gaussian += float((denoiser.covariance.wiener(noisy, s) - x).square().sum())
         rows.append(
             {"s": s, "network": network / clean.numel(), "gaussian": gaussian / clean.numel()}

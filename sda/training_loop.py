@@ -106,7 +106,10 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         x, noise, s = batch
+        x, given = self.denoiser.split(x)
         noisy = x + broadcast(s, x) * noise
+        if given.shape[2]:
+            noisy = torch.cat((noisy, given), dim=2)
         scale = self.denoiser.residual_variance(s)
         # The Gaussian's loss costs nothing beside the network's, which needs its estimate.
         gaussian, rest = self.denoiser.parts(noisy, s)
@@ -273,5 +276,9 @@ def fingerprint(options: TrainingOptions) -> dict[str, str]:
     content = {key: repr(value) for key, value in vars(options).items()}
     for free in ("steps", "decay", "levels", "held_out", "precision", "calibrate"):
         content.pop(free)
+    # Checkpoints that are older than these options have none of them.
+    for late, usual in (("context", ()), ("lags", 1), ("climatology", {})):
+        if content[late] == repr(usual):
+            content.pop(late)
 
     return content

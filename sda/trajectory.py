@@ -34,14 +34,18 @@ class TrajectoryDenoiser(Denoiser):
         covariance: The covariance of whole trajectories and of windows; if given, the linear part
             of the estimate comes from the former and the residual from windows.
         exposure: The share by which the noise level is understated, see `sda.exposure`.
+        context: What windows are given beside their states, of all trajectories alike, with shape
+            `(L, k, *space)`, see `sda.context`.
 
     Raises:
-        ValueError: If the trajectory is shorter than a window, or the stride leaves frames out.
+        ValueError: If the trajectory is shorter than a window, or the stride leaves frames out, or
+            the context is of another length.
     """
 
     index: Tensor
     owner: Tensor
     offset: Tensor
+    context: Tensor | None
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class TrajectoryDenoiser(Denoiser):
         batch: int | None = None,
         covariance: tuple[Covariance, Covariance] | None = None,
         exposure: float = 0.0,
+        context: Tensor | None = None,
     ) -> None:
         super().__init__(window.schedule)
         stride = max(1, frames // 2) if stride is None else stride
@@ -67,6 +72,11 @@ class TrajectoryDenoiser(Denoiser):
             raise ValueError(f"batch must be at least 1, got {batch}")
         if not 0 <= exposure < 1:
             raise ValueError(f"exposure must be in [0, 1), got {exposure}")
+        if context is not None and len(context) != length:
+            raise ValueError(
+                f"a trajectory of {length} frames is given {len(context)} of a context"
+            )
+        self.register_buffer("context", context, persistent=False)
         self.exposure = exposure
         self.window, self.frames, self.length, self.stride = window, frames, length, stride
         self.batch = batch
@@ -109,7 +119,12 @@ class TrajectoryDenoiser(Denoiser):
         """Evaluates the windows of `x`, `(B, L, channel, *space)`, and joins their middles."""
 
         count = len(self.starts)
-        windows = x[:, self.index].flatten(0, 1)
+        windows = x[:, self.index]
+        if self.context is not None:
+            given = self.context[self.index].to(x)
+            given = given.expand(len(x), *given.shape)
+            windows = torch.cat((windows, given), dim=3)
+        windows = windows.flatten(0, 1)
         if torch.is_tensor(s) and s.ndim:
             s = s.repeat_interleave(count)
         if self.batch is None or len(windows) <= self.batch:

@@ -11,6 +11,9 @@ is written in the eigenbasis of Σ, whitened on both sides. The scalar precondit
 al. is there to be compared with. Outside the range of noise levels that a network was trained on,
 the Wiener filter stands alone.
 
+A window may come with a context, fields that are given beside it without noise: further channels of
+the same frames, after those of the states. The network sees them, the Wiener filter does not.
+
 References:
     | Karras et al. (2022), Elucidating the design space of diffusion-based generative models,
       arXiv 2206.00364.
@@ -50,6 +53,8 @@ class WindowDenoiser(Denoiser):
             residual of the trapezoidal rule (velocities `u`, `v` on a doubly periodic square).
         incompressible: Whether the network's output is a streamfunction, so that its part of the
             estimate is free of divergence (the same states).
+        context: The number of channels of a frame that are given beside the states ("wiener" and
+            fields only), see `sda.context`.
 
     Attributes:
         precision: The dtype in which the network alone is evaluated, float32 or bfloat16.
@@ -73,6 +78,7 @@ class WindowDenoiser(Denoiser):
         static: Tensor | None = None,
         advection: bool = False,
         incompressible: bool = False,
+        context: int = 0,
     ) -> None:
         super().__init__()
         layout = climatology.layout
@@ -86,7 +92,12 @@ class WindowDenoiser(Denoiser):
             raise ValueError(f"noise_range must be increasing and positive, got {noise_range}")
         if advection or incompressible:
             check_plane_flow(layout)
-        self.layout, self.window = layout, window
+        if context and (preconditioning != "wiener" or not layout.dims):
+            raise ValueError(
+                f"a context needs fields and preconditioning='wiener', got {layout.dims} and "
+                f"{preconditioning!r}"
+            )
+        self.layout, self.window, self.context = layout, window, context
         self.preconditioning = preconditioning
         self.noise_range = (noise_range[0], noise_range[1])
         self.advection, self.incompressible = advection, incompressible
@@ -109,6 +120,7 @@ class WindowDenoiser(Denoiser):
             channels_in, channels_out = folded, folded
         else:
             channels_in = folded * (2 if preconditioning == "wiener" else 1) + len(fields)
+            channels_in += window * context
             channels_out = window if incompressible else folded
         if advection or incompressible:
             size = (layout.shape[1], layout.shape[2])
@@ -133,8 +145,16 @@ class WindowDenoiser(Denoiser):
 
         return share * self.covariance.wiener_variance(s)
 
-    def denoise(self, x: Tensor, s: Tensor | float) -> Tensor:
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The states of windows, and the context beside them."""
+
         self._check(x)
+        count = self.layout.shape[0]
+
+        return x[:, :, :count], x[:, :, count:]
+
+    def denoise(self, x: Tensor, s: Tensor | float) -> Tensor:
+        x, context = self.split(x)
         if self.preconditioning == "karras":
             return self._karras(x, levels(s, x))
         inside = self._inside(s)
@@ -148,19 +168,19 @@ class WindowDenoiser(Denoiser):
             return torch.where(broadcast(inside, x), estimate, self.covariance.wiener(x, s))
         w = self.covariance.wiener(x, s)
 
-        return w + self._limit(self._field(x, w, s), inside)
+        return w + self._limit(self._field(x, w, s, context), inside)
 
     def residual(self, x: Tensor, s: Tensor | float) -> Tensor:
         """What the network adds to the Wiener filter, `D(x, s) − W(x, s)`.
 
         Arguments:
-            x: Noisy windows, with shape `(B, window, channel, *space)`.
+            x: Noisy windows, with shape `(B, window, channel, *space)`, with their context.
             s: The noise level, with shape `()` or `(B)`.
         """
 
         if self.preconditioning == "karras":
             return self.parts(x, s)[1]
-        self._check(x)
+        x, context = self.split(x)
         inside = self._inside(s)
         if inside is False:
             return torch.zeros_like(x)
@@ -168,25 +188,27 @@ class WindowDenoiser(Denoiser):
         if not self.layout.dims:
             return self._limit(self._vector(x, s, 0.0), inside)
 
-        return self._limit(self._field(x, self.covariance.wiener(x, s), s), inside)
+        return self._limit(self._field(x, self.covariance.wiener(x, s), s, context), inside)
 
     def parts(self, x: Tensor, s: Tensor | float) -> tuple[Tensor, Tensor]:
         """The Wiener filter and the residual, which add up to the estimate, see `residual`."""
 
-        self._check(x)
+        x, context = self.split(x)
         inside = self._inside(s)
         s = level(s, x)
         w = self.covariance.wiener(x, s)
         if self.preconditioning == "karras":
             return w, self._karras(x, levels(s, x)) - w
-        rest = self._field(x, w, s) if self.layout.dims else self._vector(x, s, 0.0)
+        rest = self._field(x, w, s, context) if self.layout.dims else self._vector(x, s, 0.0)
 
         return w, self._limit(rest, inside)
 
     def _check(self, x: Tensor) -> None:
-        if x.shape[1:] != self.covariance.shape:
+        window, channels, *space = self.covariance.shape
+        expected = (window, channels + self.context, *space)
+        if x.shape[1:] != expected:
             raise ValueError(
-                f"expected windows of shape (batch, {', '.join(map(str, self.covariance.shape))}), "
+                f"expected windows of shape (batch, {', '.join(map(str, expected))}), "
                 f"got {tuple(x.shape)}"
             )
 
@@ -233,14 +255,16 @@ class WindowDenoiser(Denoiser):
 
         return self.covariance.inverse(linear * z * gain + out * s[..., None] * gain.sqrt())
 
-    def _field(self, x: Tensor, w: Tensor, s: Tensor) -> Tensor:
-        """The network's part, given the Wiener estimate `w`."""
+    def _field(self, x: Tensor, w: Tensor, s: Tensor, context: Tensor) -> Tensor:
+        """The network's part, given the Wiener estimate `w` and the context."""
 
         r = broadcast(self.covariance.wiener_variance(s).sqrt(), x)
         p = broadcast(self.covariance.wiener_power(s).clamp(min=1e-12).sqrt(), x)
         noise = self._at_sea((x - w) / broadcast(s, x))
         inputs = [(w / p).flatten(1, 2), noise.flatten(1, 2)]
         inputs.append(self.static.expand(len(x), *self.static.shape))
+        if self.context:
+            inputs.append(self._at_sea(context).flatten(1, 2))
         if self.advection:
             inputs.extend(self._advection(w, r))
         out = self._evaluate(torch.cat(inputs, dim=1), s)
@@ -288,6 +312,7 @@ class WindowDenoiser(Denoiser):
             "noise_range": list(self.noise_range),
             "advection": self.advection,
             "incompressible": self.incompressible,
+            **({"context": self.context} if self.context else {}),
         }
 
 

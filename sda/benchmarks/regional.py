@@ -2,14 +2,20 @@
 
 The truth is a trajectory of `dynamics.ToyWeather`. The global analysis is coarse: averages of the
 truth over blocks of cells, plus errors that are as large-scale, as balanced and as long-lived as
-the flow, a share of the coarse anomalies of an independent trajectory. A regional prior of a box in
-the storm track is fitted to other trajectories and their analyses, and assimilates local stations
-given the analysis. It is compared with
+the flow, a share of the coarse anomalies of an independent trajectory. Regional priors of a box in
+the storm track are fitted to other trajectories and their analyses, and assimilate local stations
+given the analysis:
+
+- the joint Gaussian, whose state holds the analysis, which it observes, see `sda.regional`,
+- the Gaussian conditioned on the analysis, see `sda.context`,
+- a network conditioned on it, which has learned what the latter leaves.
+
+They are compared with
 
 - the global analysis itself, interpolated,
 - runs of the true model at full resolution from it, once for all, or for each time from the
   analysis a day before,
-- the same prior without the stations, and without the analysis, which show what each contributes.
+- the same priors without the stations, and without the analysis, which show what each contributes.
 
 Scores are means over the interior of the box, weighted by area.
 """
@@ -17,6 +23,7 @@ Scores are means over the interior of the box, weighted by area.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +50,9 @@ from ..verification import scores
 
 SEED = 1017
 STATIONS, ERRORS = 1, 2  # the keys of these purposes, see dynamics.random
+JOINT, GIVEN, NETWORK = "joint Gaussian", "conditioned Gaussian", "conditioned network"
+ALONE, BOTH = "analysis alone", "analysis and stations"
+LANGEVIN = "fields"
 
 
 @dataclass(frozen=True)
@@ -58,11 +68,12 @@ class Setup:
         std: The standard deviations of their errors.
         every: The context is observed on every n-th cell along each dimension.
         length: The number of states that are assimilated.
-        turns: The number of boxes around the globe whose trajectories the prior is fitted to: it is
-            the same at every longitude.
-        window: The number of frames of the prior's climatology.
+        turns: The number of boxes around the globe whose trajectories priors are fitted to: they
+            are the same at every longitude.
+        window: The number of frames of the priors' climatologies.
         lead: The states by which the model is run ahead, for each time.
-        options: Options of `sda.Climatology.fit`.
+        options: Options of `sda.Climatology.fit`, for the joint Gaussian.
+        conditional: The same for the Gaussian that is conditioned on the analysis.
     """
 
     box: Mapping[str, tuple[float, float]] = field(
@@ -75,11 +86,14 @@ class Setup:
     std: Mapping[str, float] = field(default_factory=lambda: {"u": 2.0, "v": 2.0, "h": 20.0})
     every: int = 3
     length: int = 12
-    turns: int = 4
+    turns: int = 8
     window: int = 6
     lead: int = 4
     options: Mapping[str, Any] = field(
         default_factory=lambda: {"kind": "low_rank", "rank": 300, "coupled": 80}
+    )
+    conditional: Mapping[str, Any] = field(
+        default_factory=lambda: {"kind": "low_rank", "rank": 250, "coupled": 60}
     )
 
 
@@ -131,21 +145,35 @@ def global_analyses(fine: xr.Dataset, factor: int, share: float) -> xr.Dataset:
     return given.to_dataset(values, fine["time"].values, fine["member"].values)
 
 
-def regional_prior(fine: xr.Dataset, setup: Setup) -> Prior:
-    """The Gaussian prior of a region, from trajectories and their analyses."""
+def regional_pairs(fine: xr.Dataset, setup: Setup) -> xr.Dataset:
+    """Trajectories in the box, beside their analyses, as if it lay all around the globe.
+
+    The members are those of the first trajectory at all longitudes, then those of the second, …
+    """
 
     analyses, pairs = global_analyses(fine, setup.factor, setup.share), []
     for turn in range(setup.turns):
         rolled = [
             each.roll(lon=each.sizes["lon"] * turn // setup.turns).assign_coords(
-                member=each["member"] + turn * fine.sizes["member"]
+                member=np.arange(each.sizes["member"]) * setup.turns + turn
             )
             for each in (fine, analyses)
         ]
         pairs.append(make_regional_dataset(rolled[0], rolled[1], setup.box))
     joint = xr.concat(pairs, dim="member", data_vars="minimal", combine_attrs="override")
 
-    return GaussianPrior.fit(joint, setup.window, name="regional", **setup.options)
+    return joint.sortby("member")
+
+
+def training_pairs(fine: xr.Dataset, setup: Setup, truths: int) -> xr.Dataset:
+    """What a network is trained on, with the trajectories of the truths at the end, to hold out."""
+
+    count = fine.sizes["member"] - truths
+    parts = [fine.isel(member=slice(0, count)), fine.isel(member=slice(count, None))]
+    pairs = [regional_pairs(part, setup) for part in parts]
+    pairs[1] = pairs[1].assign_coords(member=pairs[1]["member"] + pairs[0].sizes["member"])
+
+    return xr.concat(pairs, dim="member", data_vars="minimal", combine_attrs="override")
 
 
 def station_table(truth: xr.Dataset, setup: Setup, index: int) -> pd.DataFrame:
@@ -200,11 +228,14 @@ class Contest:
 
     Arguments:
         system: The system that made the trajectories.
-        prior: The regional prior.
+        prior: The joint prior.
+        others: Priors that are conditioned on the analysis, by name.
         setup: What is observed.
     """
 
-    def __init__(self, system: System, prior: Prior, setup: Setup) -> None:
+    def __init__(
+        self, system: System, prior: Prior, others: Mapping[str, Prior], setup: Setup
+    ) -> None:
         self.system, self.prior, self.setup = system, prior, setup
         self.count = len(system.layout.variables)
         self.inner = tuple(
@@ -220,10 +251,14 @@ class Contest:
             "global analysis, interpolated": self.interpolation,
             "model run from it": self.run_from_it,
             "model runs from it, a day ahead": self.runs_ahead,
-            "stations alone": self.stations_alone,
-            "analysis alone": self.analysis_alone,
-            "analysis and stations": self.both,
+            "stations alone, joint Gaussian": self.stations_alone,
+            f"{ALONE}, {JOINT}": self.analysis_alone,
         }
+        for name, other in others.items():
+            self.methods[f"{ALONE}, {name}"] = partial(self.prior_given, other)
+        self.methods[f"{BOTH}, {JOINT}"] = self.both
+        for name, other in others.items():
+            self.methods[f"{BOTH}, {name}"] = partial(self.both_given, other)
 
     def climatology(self, case: Case, members: int) -> np.ndarray:
         """Draws of the climatology, each of one time."""
@@ -298,18 +333,42 @@ class Contest:
 
         return self.posterior(case, members, observations)
 
-    def posterior(self, case: Case, members: int, observations: Observations) -> np.ndarray:
+    def prior_given(self, prior: Prior, case: Case, members: int) -> np.ndarray:
+        """Members of a conditioned prior, before the stations."""
+
+        from ..sampling import sample
+
+        given = prior.given(case.analysis).at(case.time)
+        shape = (len(case.time), *prior.layout.shape)
+        if prior.gaussian:
+            noise = normal(SEED, range(members), shape, 0)
+            x = given.covariance(len(case.time)).sample(noise)
+        else:
+            x = sample(given.trajectory(len(case.time)), shape, SEED, members)
+
+        return given.states(x, case.time).numpy()
+
+    def both_given(self, prior: Prior, case: Case, members: int) -> np.ndarray:
+        """The posterior of a conditioned prior given the stations."""
+        return self.posterior(
+            case, members, Observations.from_table(case.table), prior.given(case.analysis)
+        )
+
+    def posterior(
+        self, case: Case, members: int, observations: Observations, prior: Prior | None = None
+    ) -> np.ndarray:
         """Members of the posterior, without their context."""
 
         from ..assimilation import assimilate
 
+        prior = prior or self.prior
         # Exact where the prior is Gaussian and the observations are linear.
         drawn = assimilate(
-            self.prior, observations, members, SEED, time=case.time, guidance="static",
-            langevin=None if self.prior.gaussian else "fields",
+            prior, observations, members, SEED, time=case.time, guidance="static",
+            langevin=None if prior.gaussian else LANGEVIN,
         )  # fmt: skip
 
-        return self.prior.layout.to_array(drawn)[:, :, : self.count]
+        return prior.layout.to_array(drawn)[:, :, : self.count]
 
     def score(self, name: str, index: int, ensemble: np.ndarray, truth: np.ndarray) -> Row:
         """The scores of an ensemble in the interior, by variable."""
@@ -345,8 +404,9 @@ def run(
     setup: Setup | None = None,
     members: int = 32,
     report: Callable[[Row], None] | None = None,
+    network: Prior | None = None,
 ) -> list[Row]:
-    """Fits a regional prior and scores all methods on several truths.
+    """Fits the Gaussian priors of a region and scores all methods on several truths.
 
     Arguments:
         system: The system that made the trajectories.
@@ -355,9 +415,12 @@ def run(
         setup: What is observed.
         members: The number of members of posteriors.
         report: A function called with each row.
+        network: A prior with a network, conditioned on the analysis. Its Gaussian part is then the
+            Gaussian that is conditioned on it.
 
     Raises:
-        ValueError: If there are too few trajectories, or they are too short.
+        ValueError: If there are too few trajectories, or they are too short, or the network is of
+            another region or takes no context.
     """
 
     setup = setup or Setup()
@@ -368,8 +431,25 @@ def run(
             f"at least, got {truths} truths, {fine.sizes['member']} trajectories and "
             f"{fine.sizes['time']} states"
         )
-    prior = regional_prior(fine.isel(member=slice(0, count)), setup)
-    contest = Contest(system, prior, setup)
+    known = regional_pairs(fine.isel(member=slice(0, count)).load(), setup)
+    prior = GaussianPrior.fit(known, setup.window, name="joint", **setup.options)
+    others: dict[str, Prior] = {}
+    if network is None:
+        context = [f"{name}{SUFFIX}" for name in system.layout.variables]
+        others[GIVEN] = GaussianPrior.fit(
+            known, setup.window, name="given", context=context, **setup.conditional
+        )
+    else:
+        expected = {dim: values.tolist() for dim, values in prior.layout.coords.items()}
+        coords = {dim: values.tolist() for dim, values in network.layout.coords.items()}
+        if network.context is None or coords != expected:
+            raise ValueError(
+                f"expected a prior of the region {dict(setup.box)} that is conditioned on the "
+                f"analysis, got {network.name}: train it with scripts/train_toy_regional.py"
+            )
+        others[GIVEN] = Prior(network.climatology, name="given", context=network.context)
+        others[NETWORK] = network
+    contest = Contest(system, prior, others, setup)
 
     held = fine.isel(member=slice(count, None), time=slice(-needed, None)).load()
     analyses = global_analyses(held, setup.factor, setup.share)
@@ -393,12 +473,12 @@ def run(
 def table(rows: Sequence[Row]) -> str:
     """The means over truths, as a table in Markdown.
 
-    The last two columns are the share of truths whose CRPS is lower with analysis and stations,
-    and the CRPS relative to that, both averaged over variables.
+    The last two columns are the CRPS relative to that of the last method, and the number of truths
+    where it is higher, both averaged over variables.
     """
 
     names = list(rows[0].rmse)
-    best = {row.truth: row for row in rows if row.method == "analysis and stations"}
+    best = {row.truth: row for row in rows if row.method == rows[-1].method}
     lines = [
         "| method | " + " | ".join(f"RMSE {n}" for n in names) + " | "
         + " | ".join(f"CRPS {n}" for n in names) + " | spread–skill | CRPS, relative | worse in |",

@@ -6,7 +6,16 @@ import xarray as xr
 
 from dynamics import Layout
 from dynamics.shallow_water_forced import ToyWeather
-from sda.benchmarks.regional import Setup, global_analyses, run, station_table, table
+from sda.benchmarks.regional import (
+    GIVEN,
+    JOINT,
+    Setup,
+    global_analyses,
+    run,
+    station_table,
+    table,
+    training_pairs,
+)
 from sda.regional import interior, make_regional_dataset
 
 
@@ -59,15 +68,33 @@ def test_the_regional_posterior_beats_what_is_there(system: ToyWeather, fine: xr
     setup = Setup(
         box={"lat": (15.0, 80.0), "lon": (180.0, 290.0)}, rim=1, length=4, window=3, every=2,
         turns=4, stations=4, options={"kind": "low_rank", "rank": 100, "coupled": 40},
+        conditional={"kind": "low_rank", "rank": 80, "coupled": 30},
     )  # fmt: skip
     rows = run(system, fine, 2, setup, members=8)
-    assert len(rows) == 14
+    assert len(rows) == 18
     for truth in range(2):
         crps = {row.method: row.crps["h"] for row in rows if row.truth == truth}
-        best = crps.pop("analysis and stations")
-        assert best < min(v for name, v in crps.items() if not name.endswith("alone"))
+        ours = [crps.pop(f"analysis and stations, {name}") for name in (JOINT, GIVEN)]
+        assert max(ours) < min(v for name, v in crps.items() if "alone" not in name)
+        # Each source of what is known helps.
+        assert ours[0] < crps[f"analysis alone, {JOINT}"]
+        assert ours[1] < crps[f"analysis alone, {GIVEN}"]
     printed = table(rows)
-    assert "| analysis and stations |" in printed and "| 1.00 | 0 of 2 |" in printed
+    assert f"| analysis and stations, {GIVEN} |" in printed and "| 1.00 | 0 of 2 |" in printed
 
     with pytest.raises(ValueError, match="got 7 truths, 8 trajectories and 60 states"):
         run(system, fine, 7, setup)
+
+
+def test_the_truths_are_held_out_of_what_a_network_learns(fine: xr.Dataset) -> None:
+    setup = Setup(box={"lat": (15.0, 80.0), "lon": (180.0, 290.0)}, turns=2)
+    pairs = training_pairs(fine, setup, 2)
+    assert pairs["member"].values.tolist() == list(range(16))
+    own = {"lat": pairs["lat"].values, "lon": pairs["lon"].values}
+    for member, (trajectory, turn) in enumerate((m, t) for m in range(8) for t in range(2)):
+        here = fine["h"].roll(lon=16 * turn).sel(own).isel(member=trajectory)
+        assert np.array_equal(pairs["h"].isel(member=member).values, here.values)
+    # Nothing of the truths is in the analyses of the others, whose errors are others' anomalies.
+    alone = global_analyses(fine.isel(member=slice(0, 6)), setup.factor, setup.share)
+    last = make_regional_dataset(fine.isel(member=slice(0, 6)), alone, setup.box)
+    assert np.array_equal(pairs["h_context"].isel(member=10), last["h_context"].isel(member=5))
