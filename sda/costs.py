@@ -23,6 +23,7 @@ from torch import Tensor
 from dynamics.simulate import compute_device
 
 from .denoiser import Denoiser
+from .guidance.averaged import AveragedGuidance
 from .guidance.base import PosteriorDenoiser, analyse
 from .guidance.flow_dependent import FlowDependentGuidance
 from .guidance.hybrid import HybridGuidance
@@ -327,9 +328,9 @@ class Counts:
 def products(guided: PosteriorDenoiser, s: float) -> int:
     """The vector–Jacobian products of one evaluation of a guidance at a level."""
 
-    if isinstance(guided, HybridGuidance):
+    if isinstance(guided, HybridGuidance | AveragedGuidance):
         own = guided.own and guided.s_low <= s <= guided.s_high
-        return 1 + min(guided.solves, len(guided.likelihood)) if own else 0
+        return min(guided.solves, len(guided.likelihood)) if own else 0
     if isinstance(guided, StaticGuidance):
         return 0
     if isinstance(guided, MMPSGuidance):

@@ -11,7 +11,8 @@ and differ in the covariance `C` that they take for `Cov[X | x]`.
 |---|---|---|
 | `static` | of the climatology, `(Σ⁻¹ + I / s²)⁻¹` | none |
 | `flow_dependent` | of the denoiser at a few pilots, shared by all | none (pilots: some) |
-| `hybrid` | of each member's denoiser, preconditioned by the pilots' | iterations + 1 |
+| `hybrid` | of each member's denoiser, preconditioned by the pilots' | iterations |
+| `averaged` | the same, preconditioned by the prior's average | iterations |
 | `mmps` | of the denoiser at each member, `s² ∂D/∂x`, iterative solve | iterations + 1 |
 | `tmpd` | the same, row sums on the diagonal | 2 |
 | `pgdm` | `s² / (1 + s²) I` | 1 |
@@ -25,6 +26,7 @@ from typing import Any
 
 from ..covariance import Covariance
 from ..denoiser import Denoiser
+from .averaged import AveragedGuidance
 from .base import Analysis, LikelihoodLike, PosteriorDenoiser
 from .dps import DPSGuidance
 from .flow_dependent import FlowDependentGuidance
@@ -39,6 +41,7 @@ METHODS: dict[str, type[PosteriorDenoiser]] = {
     "static": StaticGuidance,
     "flow_dependent": FlowDependentGuidance,
     "hybrid": HybridGuidance,
+    "averaged": AveragedGuidance,
     "mmps": MMPSGuidance,
     "sda": SDAGuidance,
     "dps": DPSGuidance,

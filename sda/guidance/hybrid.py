@@ -22,7 +22,8 @@ from ..covariance import Covariance
 from ..denoiser import Denoiser
 from .base import Analysis, wiener
 from .flow_dependent import FlowDependentGuidance
-from .solver import ObservationSpace, Tangent, gmres
+from .solver import ObservationSpace, Tangent, krylov, weighted
+from .static import StaticGuidance
 
 
 class HybridGuidance(FlowDependentGuidance):
@@ -37,7 +38,7 @@ class HybridGuidance(FlowDependentGuidance):
         likelihood: The likelihood of the observations, over normalised anomalies.
         covariance: The climatological covariance of the trajectory.
         solves: The number of solver iterations, with one vector–Jacobian product of every member
-            each, and one more for the gain.
+            each.
         s_low: The smallest noise level with a covariance for each member.
         s_high: The largest.
         options: See `FlowDependentGuidance`.
@@ -73,25 +74,7 @@ class HybridGuidance(FlowDependentGuidance):
         if not (self.own and self.s_low <= s <= self.s_high):
             return super().analyse(x, s)
 
-        space = self._shared(x, s)
-        factor = space.factor(wiener(s), ("innovation", s)).to(x.dtype)
-        mean, vjp = self.recorded(x, s)
-        tangent = Tangent(*self.likelihood.linearise(mean))
-        e = self.likelihood.y - tangent.value
-        variance = self.likelihood.std**2
-
-        def inverse(v: Tensor, transposed: bool = False) -> Tensor:
-            root = factor.T if transposed else factor
-            return torch.linalg.solve_triangular(root, v.T, upper=transposed).T
-
-        def operator(u: Tensor) -> Tensor:
-            v = inverse(u, transposed=True)
-            return inverse(variance * v + s**2 * tangent.jvp(vjp(tangent.vjp(v))))
-
-        v = inverse(gmres(operator, inverse(e), self.solves), transposed=True)
-        mean_guided = mean + s**2 * vjp(tangent.vjp(v))
-
-        return Analysis(mean_guided, mean, e, s, tangent, (e * v).sum(1), space)
+        return solve_each(self, x, s, self._shared(x, s), self.solves)
 
     def _shared(self, x: Tensor, s: float) -> ObservationSpace:
         """The systems of the covariance that all members share at a level."""
@@ -105,3 +88,42 @@ class HybridGuidance(FlowDependentGuidance):
         assert isinstance(gain, ObservationSpace)  # the dense form has no other
 
         return gain
+
+
+def solve_each(
+    guidance: StaticGuidance, x: Tensor, s: float, space: ObservationSpace, solves: int
+) -> Analysis:
+    """An analysis with each member's own covariance, preconditioned by a shared one.
+
+    The increment `C Hᵀ v` is put together from what the solver has applied `C Hᵀ` to: it costs no
+    product of its own.
+
+    Arguments:
+        guidance: The guidance, with a linear `H`.
+        x: The noisy trajectories, with shape `(member, *shape)`.
+        s: The noise level.
+        space: The systems of the shared covariance, which are solved directly.
+        solves: The number of solver iterations.
+    """
+
+    factor = space.factor(wiener(s), ("innovation", s)).to(x.dtype)
+    mean, vjp = guidance.recorded(x, s)
+    tangent = Tangent(*guidance.likelihood.linearise(mean))
+    e = guidance.likelihood.y - tangent.value
+    variance = guidance.likelihood.std**2
+    increments: list[Tensor] = []
+
+    def inverse(v: Tensor, transposed: bool = False) -> Tensor:
+        root = factor.T if transposed else factor
+        return torch.linalg.solve_triangular(root, v.T, upper=transposed).T
+
+    def operator(u: Tensor) -> Tensor:
+        v = inverse(u, transposed=True)
+        increments.append(s**2 * vjp(tangent.vjp(v)))
+        return inverse(variance * v + tangent.jvp(increments[-1]))
+
+    basis, weights = krylov(operator, inverse(e), solves)
+    v = inverse(weighted(weights, basis), transposed=True)
+    mean_guided = mean + weighted(weights, increments)
+
+    return Analysis(mean_guided, mean, e, s, tangent, (e * v).sum(1), space)

@@ -127,6 +127,22 @@ def gmres(operator: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> T
         iterations: The number of applications of the operator.
     """
 
+    basis, weights = krylov(operator, b, iterations)
+
+    return weighted(weights, basis)
+
+
+def krylov(
+    operator: Callable[[Tensor], Tensor], b: Tensor, iterations: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The vectors that `gmres` applies the operator to, one after the other, and their weights.
+
+    Whatever is linear in the solution is the weighted sum of what it is for these vectors.
+
+    Returns:
+        The vectors, `(member, m)`, and the weights, `(member)`, one of each in every iteration.
+    """
+
     iterations = min(iterations, b.shape[1])
     tiny = torch.finfo(b.dtype).tiny
     norm = b.norm(dim=1, keepdim=True)
@@ -151,7 +167,17 @@ def gmres(operator: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> T
     finite = hessenberg.isfinite().all(2, keepdim=True).all(1, keepdim=True)
     weights = torch.linalg.pinv(torch.where(finite, hessenberg, 0.0)) @ rhs
 
-    return sum(weights[:, j].to(b.dtype) * basis[j] for j in range(iterations))
+    return basis[:iterations], [weights[:, j, 0].to(b.dtype) for j in range(iterations)]
+
+
+def weighted(weights: list[Tensor], parts: list[Tensor]) -> Tensor:
+    """The sum of parts `(member, …)`, each times its weight `(member)`."""
+
+    total = torch.zeros_like(parts[0])
+    for weight, part in zip(weights, parts, strict=True):
+        total = total + weight.reshape(-1, *[1] * (part.ndim - 1)) * part
+
+    return total
 
 
 class ObservationSpace:

@@ -45,6 +45,7 @@ EXACT = {
     "flow_dependent, dense": {"form": "dense", "floor": 1e-12, "ceiling": 1 - 1e-9, "s_flow": 1e9},
     "flow_dependent, columns": {"form": "columns", "s_flow": 1e9, "every": 1},
     "hybrid": {"form": "dense", "floor": 1e-12, "ceiling": 1 - 1e-9, "s_flow": 1.0},
+    "averaged": {},
     "mmps": {"solves": 16},
     "mmps, cg": {"solves": 200, "solver": "cg"},
 }
@@ -97,8 +98,8 @@ def test_a_member_does_not_depend_on_its_batch(name: str) -> None:
 
 
 COSTS = {
-    "static": 0, "flow_dependent": 0, "hybrid": 3, "mmps": 5, "tmpd": 2, "sda": 1, "pgdm": 1,
-    "dps": 1,
+    "static": 0, "flow_dependent": 0, "hybrid": 2, "averaged": 2, "mmps": 5, "tmpd": 2, "sda": 1,
+    "pgdm": 1, "dps": 1,
 }  # fmt: skip
 
 
