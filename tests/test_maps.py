@@ -124,3 +124,22 @@ def test_projections() -> None:
         plotting.plot_maps(line.to_dataset(np.zeros((2, 2, 1, 12))))
     with pytest.raises(ValueError, match="no coordinates"):
         plotting.plot_maps(posterior, truth, TABLE.drop(columns="lat"))
+
+
+@pytest.mark.parametrize("projection", ["robinson", "mollweide", "platecarree"])
+def test_a_map_is_cut_between_cells(projection) -> None:
+    """At both of its ends it shows the whole first and last column."""
+
+    ccrs = pytest.importorskip("cartopy.crs")
+    posterior, truth = case()
+    figure = plotting.plot_maps(posterior, truth, times=[6.0], projection=projection)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())
+    axes, mesh = figure.axes[0], meshes(figure)[0]
+    values = truth["h"].isel(member=0, time=1).values
+    for column, places in ((0, (-10.0, 0.0, 10.0)), (-1, (320.0, 330.0, 340.0))):
+        colour = mesh.to_rgba(values[6, column], bytes=True)
+        for place in places:
+            point = axes.projection.transform_point(place, 40.0, ccrs.PlateCarree())
+            i, j = np.round(axes.transData.transform(point)).astype(int)
+            np.testing.assert_allclose(pixels[-1 - j, i], colour, atol=4)

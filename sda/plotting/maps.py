@@ -86,7 +86,9 @@ class Map:
             import cartopy.crs as ccrs
 
             kind = {"robinson": ccrs.Robinson, "mollweide": ccrs.Mollweide}
-            made = kind.get(self.projection, ccrs.PlateCarree)(central_longitude=180.0)
+            # The sphere is cut where the grid begins: cells across the cut would be cut themselves.
+            middle = float(self.edges[0][[0, -1]].mean())
+            made = kind.get(self.projection, ccrs.PlateCarree)(central_longitude=middle)
             keywords["subplot_kw"] = {"projection": made}
         grid = figure.subplots(rows, columns, squeeze=False, **keywords)
         for each in grid.flat:
@@ -136,7 +138,11 @@ class Map:
     def mesh(self, axes: Any, values: NDArray, **style: Any) -> Any:
         """Draws cells, blank on land."""
         shown = np.ma.masked_invalid(values)
-        return axes.pcolormesh(*self.edges, shown, rasterized=True, **style, **self.keywords())
+        x, y = self.edges
+        if self.projection != "plain":
+            # On the cut itself a projection may take the one end of the map for the other.
+            x = np.clip(x, x[0] + 1e-6, x[-1] - 1e-6)
+        return axes.pcolormesh(x, y, shown, rasterized=True, **style, **self.keywords())
 
     def contour(self, axes: Any, values: NDArray, levels: Sequence[float], **style: Any) -> Any:
         """Draws lines of equal values, closed around the sphere."""
