@@ -35,6 +35,7 @@ from .context import Context, Given
 from .covariance import Covariance
 from .data import open_dataset
 from .denoiser import Denoiser, GaussianDenoiser
+from .inflation import cross_validate, inflate
 from .symmetry import Symmetry
 from .trajectory import TrajectoryDenoiser
 from .window import WindowDenoiser
@@ -422,6 +423,7 @@ class GaussianPrior(Prior):
         info: Mapping[str, Any] | None = None,
         context: Sequence[str] = (),
         lags: int = 1,
+        folds: int | None = None,
         **options: Any,
     ) -> "GaussianPrior":
         """Fits the climatology of a dataset, streamed, see `Climatology.fit`.
@@ -429,6 +431,7 @@ class GaussianPrior(Prior):
         The dataset is one of the package's own, or one that `sda.cf.prepare` has made of another.
         With a `context`, variables of it that states are given, the climatology is that of the
         residuals of a regression on these, at `lags` earlier and later times, see `sda.context`.
+        With `folds` its variances are cross-validated over as many parts, see `sda.inflation`.
         """
 
         from .cf.prepare import Prepared
@@ -438,7 +441,9 @@ class GaussianPrior(Prior):
         if isinstance(dataset, Prepared):
             anomalies, info = dataset.anomalies, {**dataset.info, **info}
             options.setdefault("layout", dataset.layout)
-            dataset = for_fitting(dataset.dataset, window)
+            whole, dataset = dataset.dataset, for_fitting(dataset.dataset, window)
+        else:
+            whole = dataset = open_dataset(dataset)
         given = None
         if context:
             given = Context.fit(open_dataset(dataset), context, lags)
@@ -447,6 +452,14 @@ class GaussianPrior(Prior):
         climatology = Climatology.fit(
             open_dataset(dataset), window, symmetries=symmetries, **options
         )
+
+        if folds is not None:
+            if given is not None:
+                raise ValueError("folds do not go with a context: leave one of them out")
+            cycle = None if anomalies is None else anomalies.cycle
+            options |= {"symmetries": symmetries, "layout": climatology.layout}
+            info["inflation"] = cross_validate(whole, folds=folds, cycle=cycle, **options)
+            climatology = inflate(climatology, info["inflation"])
 
         return cls(climatology, None, name, symmetries, info, anomalies=anomalies, context=given)
 
