@@ -35,7 +35,7 @@ out.mkdir(parents=True, exist_ok=True)
 arguments = yaml.safe_load((folder() / "system" / "toy_ocean.yaml").read_text(encoding="utf-8"))
 if options.small:
     system = build_system({**arguments, "size": 16, "resolution": 32})
-    members, length, lead, train = 8, 9, 6, (24, 40)
+    members, length, lead, train = 8, 9, 4, (16, 40)
 else:
     system = build_system(arguments)
     members, length, lead, train = 32, 21, 20, (32, 200)

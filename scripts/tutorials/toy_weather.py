@@ -31,8 +31,8 @@ out.mkdir(parents=True, exist_ok=True)
 
 # %% The planet: shallow water with two jet streams, states of winds u, v and height h every 6 hours
 if options.small:
-    system = dynamics.ToyWeather(13, lat=20, lon=40, first=4, last=8, jet_width=14, growth=0.55)
-    members, length, lead, spinup, train = 8, 9, 8, 120, (16, 32)
+    system = dynamics.ToyWeather(10, lat=16, lon=32, first=4, last=8, jet_width=14, growth=0.7)
+    members, length, lead, spinup, train = 8, 7, 4, 120, (12, 32)
 else:
     system = dynamics.ToyWeather()
     members, length, lead, spinup, train = 32, 21, 40, 480, (32, 120)
@@ -41,8 +41,8 @@ truth, future = whole.isel(time=slice(length)), whole.isel(time=slice(length, No
 print(f"truth: {dict(truth.sizes)}, wind up to {float(np.hypot(truth.u, truth.v).max()):.0f} m/s")
 
 # %% Observations: stations report all three variables, a satellite sees the height below it
-stations = Stations(number=100 if not options.small else 25, std={"u": 1.5, "v": 1.5, "h": 15.0})
-satellite = Swath(variables=["h"], std=15.0, spacing=3000.0 if options.small else 650.0)
+stations = Stations(number=100 if not options.small else 12, std={"u": 1.5, "v": 1.5, "h": 15.0})
+satellite = Swath(variables=["h"], std=15.0, spacing=4000.0 if options.small else 650.0)
 observations = stations.observe(truth, seed=2) + satellite.observe(truth, seed=3)
 print(f"observed: {len(observations.to_table())} values")
 
