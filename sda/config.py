@@ -109,6 +109,7 @@ class Rule:
 RULES = {
     "members": Rule("integer", low=1, optional=True),
     "data": Rule("list"),
+    "observations": Rule("list", optional=True),
     "variables": Rule("list", optional=True),
     "dims": Rule("mapping", optional=True),
     "fill": Rule("text", choices=("climatology",), optional=True),
@@ -121,6 +122,8 @@ RULES = {
     "start": Rule("integer", low=0),
     "seed": Rule("integer", low=0),
     "block": Rule("integer", low=1, optional=True),
+    "context": Rule("text", optional=True),
+    "folds": Rule("integer", low=2, optional=True),
     "frames": Rule("integer", low=1, optional=True),
     "prior.window": Rule("integer", low=1),
     "task": Rule("text", choices=("smooth", "filter", "forecast")),
@@ -182,6 +185,9 @@ RULES = {
     "checkpoint_every": Rule("integer", low=1),
     "training.window": Rule("integer", low=1),
     "training.climatology_window": Rule("integer", low=1, optional=True),
+    "training.climatology": Rule("mapping"),
+    "training.context": Rule("list"),
+    "training.lags": Rule("integer", low=0),
     "training.preconditioning": Rule("text", choices=("wiener", "karras")),
     "training.precision": Rule("text", choices=("float32", "bfloat16")),
     "training.steps": Rule("integer", low=1),
@@ -508,22 +514,26 @@ def build_observations(
     return Observations.from_operator(operator, config["value"], config["std"], layout, time)
 
 
-def build_prior(config: Mapping[str, Any], device: str = "cpu") -> "Prior":
-    """The prior of a group `prior`.
+def build_prior(
+    config: Mapping[str, Any], device: str = "cpu", context: str | None = None
+) -> "Prior":
+    """The prior of a group `prior`, given the context in a file where there is one.
 
     Raises:
         FileNotFoundError: If there is no such prior or dataset.
-        ValueError: If the prior is damaged.
+        ValueError: If the prior is damaged, or takes no such context.
     """
 
     import torch
 
-    from .cf import prepare
+    from .cf import open_like, prepare
     from .prior import GaussianPrior, Prior
 
     if config["source"] == "gaussian":
         return GaussianPrior.fit(prepare(config["data"]), config["window"]).to(device)
     prior = Prior.load(config["source"], device)
+    if context is not None:
+        prior = prior.given(open_like(context, None))
     return prior.with_network(torch.float32, compiled=True) if config.get("compile") else prior
 
 
@@ -608,9 +618,19 @@ def run_training(config: Mapping[str, Any]) -> "Prior":
     dataset = prepare(config["data"], **{key: config[key] for key in reading})
     if config["network"]["name"] == "none":
         window = arguments["climatology_window"] or arguments["window"]
-        prior: Prior = GaussianPrior.fit(dataset, window, symmetries=symmetries, name=name)
+        prior: Prior = GaussianPrior.fit(
+            dataset, window, symmetries=symmetries, name=name, folds=config["folds"],
+            context=arguments.get("context", ()), lags=arguments.get("lags", 1),
+            **arguments.get("climatology", {}),
+        )  # fmt: skip
         prior.save(out)
         return prior
+
+    if config["folds"] is not None:
+        raise ValueError(
+            f"folds are of the Gaussian prior: give network=none, or leave out "
+            f"folds={config['folds']}"
+        )
 
     from .data import NoiseLevels
     from .training import TrainingOptions, train

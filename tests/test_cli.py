@@ -11,6 +11,7 @@ import pytest
 import xarray as xr
 import yaml
 
+import sda
 from sda import cli, config
 from sda.store import open_dataset
 
@@ -56,6 +57,27 @@ def test_end_to_end(twin):
     assert rmse.x < 3 and rmse.y < 6
     assert np.isclose(scores.rmse_by_variable.sel(variable="x"), rmse.x, rtol=1e-3)
     assert (twin / "posterior.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_observations_of_several_files_are_taken_together(twin, tmp_path, capsys):
+    second, out = tmp_path / "second.csv", tmp_path / "both.zarr"
+    words = ["observe", "observing=lorenz63_lo", f"truth={twin / 'truth.zarr'}", "member=1"]
+    assert run(*words, "observing.variables=[z]", "seed=4", f"out={second}") == 0
+    files = [str(twin / "observations.zarr"), str(second)]
+    words = ["assimilate", f"prior={twin / 'prior'}", "members=3", "seed=3", "progress=false"]
+    both = f"observations=[{','.join(files)}]"
+    assert run(*words, both, f"out={out}") == 0
+    observations = sda.Observations.load(files[0]) + sda.Observations.load(files[1])
+    expected = sda.assimilate(sda.Prior.load(twin / "prior"), observations, 3, 3)
+    xr.testing.assert_allclose(open_dataset(out).drop_vars("failed", errors="ignore"), expected)
+    verify = ["verify", f"posterior={out}", f"truth={twin / 'truth.zarr'}", "member=1", both]
+    assert run(*verify, f"out={tmp_path / 'scores.nc'}") == 0
+    capsys.readouterr()
+    assert run(*verify, f"out={second}", "overwrite=true") == 2
+    assert "is read by the same command" in capsys.readouterr().err
+    for given, said in (("[]", "names no file"), (f"[{second},no.csv]", "no.csv")):
+        assert run(*words, f"observations={given}", f"out={tmp_path / 'no.zarr'}") == 2
+        assert said in capsys.readouterr().err
 
 
 def test_forecast_departs_from_the_time_that_was_asked_for(twin, tmp_path, capsys):

@@ -4,8 +4,10 @@ What others have made is read in the variables and on the clock of the prior or 
 is for. An output never replaces what the same command reads.
 """
 
+import functools
 import json
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,19 +66,37 @@ def up_to(dataset: "xr.Dataset", time: float, path: str) -> "xr.Dataset":
 
 
 def load_observations(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     layout: "Layout | None" = None,
     standard_names: "Mapping[str, str] | None" = None,
 ) -> "Observations":
-    """Loads observations, those of others in the terms of a layout; an error names the file."""
+    """Loads observations, those of others in the terms of a layout; an error names the file.
+
+    Arguments:
+        path: The file or store, or several of them: the observations of all are taken together.
+        layout: The layout, or None for files of this package alone.
+        standard_names: The CF standard names of the layout's variables.
+
+    Raises:
+        ValueError: If a file has no observations that can be read, or none is given.
+    """
 
     from ..cf import load_observations as load
     from ..observation import Observations
 
-    try:
-        return Observations.load(path) if layout is None else load(path, layout, standard_names)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    paths = [path] if isinstance(path, (str, Path)) else [str(each) for each in path]
+    if not paths:
+        raise ValueError("observations=[] names no file: give one, or observations=[a,b,…]")
+    found = []
+    for each in paths:
+        try:
+            found.append(
+                Observations.load(each) if layout is None else load(each, layout, standard_names)
+            )
+        except ValueError as error:
+            raise ValueError(f"{each}: {error}") from error
+
+    return functools.reduce(operator.add, found)
 
 
 def experiment(config: Config) -> tuple[Any, Any, Any]:
@@ -127,7 +147,8 @@ def replaceable(config: Config) -> Path:
     if out.is_dir():
         raise FileExistsError(f"{str(out)!r} is a folder: it is left as it is, give another path")
     keys = ("posterior", "truth", "observations", "background", "reference")
-    inputs = [Path(config[key]) for key in keys if config[key]]
+    given = [config[key] for key in keys if config[key]]
+    inputs = [Path(p) for each in given for p in ([each] if isinstance(each, str) else each)]
     if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
         raise FileExistsError(f"{str(out)!r} is read by the same command: give another path")
     if out.exists() and not config["overwrite"]:
