@@ -27,7 +27,7 @@ if __name__ == "__main__":
         system = build_system(compose("simulate", ["system=toy_weather", "out=none"])["system"])
         system.simulate(48, 240, spinup=400, seed=1, out=whole)
     if not pairs.exists():
-        made = training_pairs(open_dataset(whole), Setup(), TRUTHS)
+        made = training_pairs(open_dataset(whole), Setup(turns=8), TRUTHS)
         made.chunk(member=1).to_zarr(pairs, mode="w", zarr_format=3, consolidated=False)
     out = RUNS.parent / "sda" / "priors" / "toy-regional"
     options = [f"data={pairs}", f"out={out}", "network=gated_toy", "network.width=40"]

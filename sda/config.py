@@ -185,7 +185,7 @@ RULES = {
     "checkpoint_every": Rule("integer", low=1),
     "training.window": Rule("integer", low=1),
     "training.climatology_window": Rule("integer", low=1, optional=True),
-    "training.climatology": Rule("mapping"),
+    "training.climatology": Rule("mapping", optional=True),
     "training.context": Rule("list"),
     "training.lags": Rule("integer", low=0),
     "training.preconditioning": Rule("text", choices=("wiener", "karras")),
@@ -610,6 +610,7 @@ def run_training(config: Mapping[str, Any]) -> "Prior":
 
     arguments = dict(config["training"])
     symmetries = [Symmetry(**each) for each in arguments.pop("symmetries")]
+    arguments["climatology"] = arguments.get("climatology") or {}
     out = Path(config["out"])
     name = config["name"] or out.name
     if config["network"]["name"] == "none" and out.exists() and not config["overwrite"]:
@@ -621,7 +622,7 @@ def run_training(config: Mapping[str, Any]) -> "Prior":
         prior: Prior = GaussianPrior.fit(
             dataset, window, symmetries=symmetries, name=name, folds=config["folds"],
             context=arguments.get("context", ()), lags=arguments.get("lags", 1),
-            **arguments.get("climatology", {}),
+            **arguments["climatology"],
         )  # fmt: skip
         prior.save(out)
         return prior

@@ -161,7 +161,7 @@ def cost(
     levels = log_levels(steps, s_max, s_min).tolist()
     shape = (len(times), *prior.layout.shape)
     item = torch.finfo(kind).bits // 8
-    prior = prior.to(place)
+    prior = prior.at(times).to(place)
     visits = [1 + corrections(langevin, s) for s in levels]
     stages = len(levels) - 1 if sampler == "heun" else 0
 

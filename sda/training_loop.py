@@ -278,7 +278,7 @@ def fingerprint(options: TrainingOptions) -> dict[str, str]:
         content.pop(free)
     # Checkpoints that are older than these options have none of them.
     for late, usual in (("context", ()), ("lags", 1), ("climatology", {})):
-        if content[late] == repr(usual):
+        if getattr(options, late) == usual or not (usual or getattr(options, late)):
             content.pop(late)
 
     return content

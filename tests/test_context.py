@@ -1,12 +1,15 @@
 """Priors that are given something: the exact conditional as an oracle, and what a network adds."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
 
 import sda
+import sda.store
 from dynamics import Layout
+from sda import cli
 from sda.context import Context
 from sda.data import NoiseLevels
 from sda.observation import Observations, Select
@@ -207,3 +210,34 @@ def test_what_does_not_fit_a_context_is_named(learned, tmp_path) -> None:
     options = sda.TrainingOptions(window=2, context=["c"])
     with pytest.raises(ValueError, match="symmetries"):
         sda.train(data, tmp_path / "p", options, symmetries=[sda.Symmetry(flip=["cell"])])
+
+
+def test_a_conditioned_prior_is_fitted_and_given_its_context_by_commands(tmp_path, capsys) -> None:
+    data, _, _ = gaussian(20, 40)
+    data.to_zarr(tmp_path / "pairs.zarr", zarr_format=3, consolidated=False)
+    truth = data.isel(member=[0], time=slice(0, 8))
+    truth[list(NAMES)].to_netcdf(tmp_path / "context.nc")
+    truth[["x"]].to_zarr(tmp_path / "truth.zarr", zarr_format=3, consolidated=False)
+    table, prior = tmp_path / "stations.csv", tmp_path / "prior"
+    pd.DataFrame(
+        {"time": truth["time"].values, "x_": 3.0, "variable": "x", "std": 0.1,
+         "observation": truth["x"].values[0, :, 3]}
+    ).to_csv(table, index=False)  # fmt: skip
+    train = ["train", f"data={tmp_path / 'pairs.zarr'}", "network=none", f"out={prior}"]
+    train += [
+        "training.window=2",
+        "training.context=[c,d]",
+        "training.climatology={kind: low_rank}",
+    ]
+    assert cli.main(train) == 0
+    analyse = ["assimilate", f"prior={prior}", f"observations={table}", "members=8"]
+    analyse += [f"out={tmp_path / 'posterior.zarr'}", "progress=false"]
+    assert cli.main([*analyse, f"context={tmp_path / 'context.nc'}"]) == 0
+    posterior = sda.store.open_dataset(tmp_path / "posterior.zarr")["x"]
+    error = posterior.mean("member") - truth["x"].isel(member=0)
+    assert error.isel(x_=3).std() < 0.15 < error.isel(x_=0).std() < 0.8 * truth["x"].std()
+
+    assert cli.main([*analyse, "overwrite=true"]) == 2
+    assert "conditioned on ['c', 'd']: give it" in capsys.readouterr().err
+    assert cli.main([*train, "folds=3", "overwrite=true"]) == 2
+    assert "folds do not go with a context" in capsys.readouterr().err

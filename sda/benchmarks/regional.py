@@ -86,7 +86,7 @@ class Setup:
     std: Mapping[str, float] = field(default_factory=lambda: {"u": 2.0, "v": 2.0, "h": 20.0})
     every: int = 3
     length: int = 12
-    turns: int = 8
+    turns: int = 4
     window: int = 6
     lead: int = 4
     options: Mapping[str, Any] = field(

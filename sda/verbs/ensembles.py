@@ -19,7 +19,7 @@ def assimilate(config: Config) -> int:
     from ..assimilation import assimilate as run
     from ..config import assimilation_options, build_prior
 
-    prior = build_prior(config["prior"])
+    prior = build_prior(config["prior"], context=config["context"])
     observations = load_observations(config["observations"], prior.layout, prior.standard_names)
     if config["errors"] is not None:
         observations = observations.with_errors(str(config["errors"]))

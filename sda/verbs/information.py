@@ -51,7 +51,7 @@ def expected_cost(overrides: Sequence[str]) -> int:
             f"what a run will cost is known for task=smooth without particle steps, got "
             f"task={config['task']}, smc.group={config['smc']['group']}"
         )
-    prior = build_prior(config["prior"])
+    prior = build_prior(config["prior"], context=config["context"])
     names = (
         "members", "time", "guidance", "langevin", "sampler", "steps", "s_max", "s_min", "memory",
         "block", "frames", "device", "dtype", "precision",
