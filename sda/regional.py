@@ -2,16 +2,28 @@
 
 A limited area has no closed dynamics: what happens in it depends on what enters through its
 boundary, and on waves longer than the area. A global analysis knows these, coarsely and with
-errors. The state of a regional prior holds both, on the cells of the area,
+errors. Regional data hold both, on the cells of the area,
 
     u, v, …                    what is wanted, at full resolution,
     u_context, v_context, …    the global analysis, interpolated to the same cells,
 
-so its climatology or its network learns their joint distribution, from pairs of trajectories and of
-the global analyses that were made of them: which errors these analyses have, what they leave out,
-and what of it they determine nevertheless. Assimilation conditions on the context, by observing
-these channels everywhere, and on local stations, as on any other observations. There is no
-machinery beyond that: a regional prior is a prior.
+pairs of trajectories and of the global analyses that were made of them, from which a prior learns
+which errors these analyses have, what they leave out, and what of it they determine nevertheless.
+There are two ways:
+
+- A conditioned prior models the states given the context, see `sda.context`. It is `given` each
+  global analysis anew, and assimilates local stations. This is the better way, with a network or
+  without:
+
+      pairs = make_regional_dataset(trajectories, analyses, {"lat": (20, 75), "lon": (180, 270)})
+      context = ["u_context", "v_context", "h_context"]
+      prior = GaussianPrior.fit(pairs, window=6, context=context)    # at once, or with a network:
+      prior = train(pairs, "priors/mine", TrainingOptions(window=6, context=context))
+      stations = Observations.from_table(within(table, prior.layout))
+      posterior = assimilate(prior.given(analysis), stations)
+
+- A joint prior has the context among its states. It observes these channels everywhere beside the
+  stations, see `regional_observations`, and so may be given analyses at some times only, or none.
 
 The outermost cells are a rim, through which the outside is felt: score the `interior`.
 """
@@ -199,7 +211,7 @@ def regional_observations(
     """What a region is conditioned on: the global analysis around it, and what was seen in it.
 
     Arguments:
-        prior: The regional prior.
+        prior: The joint prior of a region.
         analysis: The global analysis at the times that it is given for, of one member.
         stations: Observations of the region, or a table of which the rows within it are taken;
             longitudes may then be any number of turns away.
