@@ -70,6 +70,7 @@ CASES = {
 
 # Options of `sda.Assimilator`.
 ENGINE: dict[str, dict[str, Any]] = {
+    "engine": {},
     "static": {"guidance": "static", "langevin": None},
     "static + Langevin": {"guidance": "static"},
     "flow_dependent + Langevin": {"guidance": "flow_dependent"},
@@ -85,6 +86,7 @@ class Row:
 
     Attributes:
         case, method: What was run.
+        seed: The seed of truth, observations and filters.
         cycles: The number of cycles scored, after the burn-in.
         rmse: The root mean square error of the mean at each time, averaged over times.
         crps: The mean fair CRPS.
@@ -95,6 +97,7 @@ class Row:
 
     case: str
     method: str
+    seed: int
     cycles: int
     rmse: float
     crps: float
@@ -210,6 +213,7 @@ def run(
             yield Row(
                 name,
                 method,
+                seed,
                 cycles - burn_in,
                 seconds=seconds,
                 **scores(analyses, truth, burn_in),
@@ -217,18 +221,23 @@ def run(
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The rows as a Markdown table."""
+    """The rows as a Markdown table, with means over the truths of each case and method."""
 
     lines = [
-        "| case | method | cycles | RMSE | CRPS | spread–skill | lost | seconds per cycle |",
+        "| case | method | truths × cycles | RMSE | CRPS | spread–skill | lost | s per cycle |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        cells = asdict(row)
-        numbers = [f"{cells[name]:.3f}" for name in ("rmse", "crps", "spread_skill", "lost")]
+    rows = list(rows)
+    for case, method in dict.fromkeys((row.case, row.method) for row in rows):
+        some = [asdict(row) for row in rows if (row.case, row.method) == (case, method)]
+        mean = {
+            name: float(np.mean([row[name] for row in some]))
+            for name in ("rmse", "crps", "spread_skill", "lost", "seconds")
+        }
         lines.append(
-            f"| {row.case} | {row.method} | {row.cycles} | {' | '.join(numbers)} | "
-            f"{row.seconds:.2g} |"
+            f"| {case} | {method} | {len(some)} × {some[0]['cycles']} | {mean['rmse']:.3f} | "
+            f"{mean['crps']:.3f} | {mean['spread_skill']:.2f} | {mean['lost']:.3f} | "
+            f"{mean['seconds']:.2g} |"
         )
 
     return "\n".join(lines)

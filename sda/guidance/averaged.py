@@ -173,7 +173,7 @@ class AveragedGuidance(StaticGuidance):
         errors: ErrorCovariances | None = None,
         solves: int = 2,
         s_low: float = 0.01,
-        s_high: float = 10.0,
+        s_high: float = 5.0,
         **options: Any,
     ) -> None:
         super().__init__(denoiser, likelihood, covariance, **options)

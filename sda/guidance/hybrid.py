@@ -124,6 +124,14 @@ def solve_each(
 
     basis, weights = krylov(operator, inverse(e), solves)
     v = inverse(weighted(weights, basis), transposed=True)
-    mean_guided = mean + weighted(weights, increments)
+    increment = weighted(weights, increments)
+    # `‖R^½ v‖ ≤ ‖R^{-½} e‖` for any covariance. A Jacobian far from the prior's states is none.
+    std = guidance.likelihood.std
+    wrong = ~((v * std).norm(dim=1) <= 1.01 * (e / std).norm(dim=1))
+    if wrong.any():
+        shared = space.solve(wiener(s), e, None, ("innovation", s))
+        wrong = wrong.reshape(-1, *[1] * (x.ndim - 1))
+        increment = torch.where(wrong, space.adjoint(wiener(s), shared, None), increment)
+        v = torch.where(wrong.reshape(-1, 1), shared, v)
 
-    return Analysis(mean_guided, mean, e, s, tangent, (e * v).sum(1), space)
+    return Analysis(mean + increment, mean, e, s, tangent, (e * v).sum(1), space)
