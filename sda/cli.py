@@ -33,7 +33,7 @@ def usage() -> str:
 def manual(verb: str) -> str:
     """What a verb does, an example, its keys and its groups."""
 
-    from .config import describe
+    from .config.files import describe
 
     summary, _, examples = (VERBS[verb].__doc__ or "").partition("\n")
     example = textwrap.indent(textwrap.dedent(examples).strip(), "  ")

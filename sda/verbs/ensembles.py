@@ -17,7 +17,8 @@ def assimilate(config: Config) -> int:
     """
 
     from ..assimilation import assimilate as run
-    from ..config import assimilation_options, build_prior
+    from ..config import build_prior
+    from ..config.options import assimilation_options
 
     prior = build_prior(config["prior"], context=config["context"])
     observations = load_observations(config["observations"], prior.layout, prior.standard_names)
@@ -48,7 +49,8 @@ def follow(config: Config) -> int:
 
     import signal
 
-    from ..config import build_prior, sampling_options
+    from ..config import build_prior
+    from ..config.options import sampling_options
     from ..filtering import Assimilator
     from ..streams import as_stream
 
@@ -105,7 +107,8 @@ def forecast(config: Config) -> int:
     """
 
     from ..cf import open_like
-    from ..config import build_prior, build_system, langevin_option
+    from ..config import build_prior, build_system
+    from ..config.options import langevin_option
     from ..forecasting import forecast as run
     from ..model_forecast import forecast_by_model
 

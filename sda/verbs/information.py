@@ -41,7 +41,8 @@ def info(config: Config) -> int:
 def expected_cost(overrides: Sequence[str]) -> int:
     """Tells what an assimilation will cost, see `sda.cost`."""
 
-    from ..config import assimilation_options, build_prior, compose
+    from ..config import build_prior, compose
+    from ..config.options import assimilation_options
     from ..costs import cost
 
     given = any(word.startswith("out=") for word in overrides)

@@ -32,7 +32,7 @@ def run_verb(verb: str, overrides: Sequence[str]) -> int:
     if verb == "info" and list(overrides[:1]) == ["assimilate"]:
         return expected_cost(overrides[1:])
     if verb == "info" and overrides and "=" not in overrides[0]:
-        from ..config import quote
+        from ..config.text import quote
 
         overrides = [f"path={quote(overrides[0])}", *overrides[1:]]
 

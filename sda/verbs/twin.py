@@ -38,7 +38,7 @@ def train(config: Config) -> int:
     sda train data=archive.zarr training=kolmogorov64 out=runs/large devices=4 nodes=2
     """
 
-    from ..config import run_training
+    from ..config.options import run_training
     from ..processes import first_process
 
     run_training(config)
@@ -77,7 +77,7 @@ def demo(config: Config) -> int:
     sda demo experiment=lorenz63_lo members=256 out=runs/lorenz63
     """
 
-    from ..config import differences
+    from ..config.files import differences
     from .run import run_verb
 
     out = Path(config["out"])
