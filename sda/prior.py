@@ -318,7 +318,10 @@ class Prior:
             "denoiser": None,
             "info": self.info,
         }
-        write_tensors(self.climatology.tensors(), path / "climatology.safetensors")
+        # In single precision where nothing is lost by it.
+        tensors = {n: t.float() if torch.equal(t, t.float().to(t)) else t
+                   for n, t in self.climatology.tensors().items()}  # fmt: skip
+        write_tensors(tensors, path / "climatology.safetensors")
         checksums = {"climatology.safetensors": checksum(path / "climatology.safetensors")}
         if self.denoiser is not None:
             weights = {
@@ -445,17 +448,13 @@ class GaussianPrior(Prior):
         else:
             whole = dataset = open_dataset(dataset)
         given = None
+        if context and folds is not None:
+            raise ValueError("folds do not go with a context: leave one of them out")
         if context:
-            given = Context.fit(open_dataset(dataset), context, lags)
-            dataset = given.conditioned(open_dataset(dataset))
-            options["layout"] = given.layout
-        climatology = Climatology.fit(
-            open_dataset(dataset), window, symmetries=symmetries, **options
-        )
-
+            given = Context.fit(dataset, context, lags)
+            dataset, options["layout"] = given.conditioned(dataset), given.layout
+        climatology = Climatology.fit(dataset, window, symmetries=symmetries, **options)
         if folds is not None:
-            if given is not None:
-                raise ValueError("folds do not go with a context: leave one of them out")
             cycle = None if anomalies is None else anomalies.cycle
             options |= {"symmetries": symmetries, "layout": climatology.layout}
             info["inflation"] = cross_validate(whole, folds=folds, cycle=cycle, **options)

@@ -434,12 +434,16 @@ def model_card(prior: Prior) -> str:
         for row in info["denoising_error"]
     )
     data = "\n".join(f"- {key}: {value}" for key, value in info["data"].items())
+    given = ""
+    if prior.context is not None:
+        names = ", ".join(prior.context.names)
+        given = f"Conditioned on `{names}`, which `prior.given(dataset)` gives it.\n"
 
     return f"""# {prior.name}
 
 A prior of trajectories of `{", ".join(prior.layout.variables)}`, {prior.layout.shape} per state,
 dt = {prior.layout.dt:g}. Windows of {prior.window} states, any length of trajectory by composition.
-
+{given}
 ## Network and training
 `{options["network"]}`, {info["parameters"]:,} parameters, preconditioning
 "{options["preconditioning"]}".
