@@ -8,6 +8,8 @@ import xarray as xr
 
 import sda
 from dynamics import Layout
+from dynamics.shallow_water_forced import ToyWeather
+from sda.benchmarks.regional import Setup, regional_pairs
 from sda.climatology import Climatology
 from sda.prior import Prior
 from sda.regional import (
@@ -214,3 +216,20 @@ def test_what_does_not_fit_a_region_is_named() -> None:
     assert interior(joint, 1).sizes["lat"] == joint.sizes["lat"] - 2
     with pytest.raises(ValueError, match="leaves nothing"):
         interior(joint, 2)
+
+
+def test_the_shipped_prior_of_a_region_denoises_weather_that_it_never_saw() -> None:
+    prior = sda.Prior.load("toy-regional")
+    assert prior.context is not None and prior.denoiser is not None
+    fine = ToyWeather().simulate(2, 12, spinup=160, seed=77)
+    pairs = regional_pairs(fine, Setup(turns=2))
+    residuals = prior.context.conditioned(pairs)
+    windows = torch.from_numpy(prior.context.wide.to_array(residuals)).unflatten(1, (2, 6))
+    states, given = prior.denoiser.split(windows.flatten(0, 1))
+    states = prior.climatology.normalise(states)
+    noise = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+    for s in (0.3, 1.0, 3.0):
+        noisy = states + s * noise
+        gaussian = prior.denoiser.covariance.wiener(noisy, s) - states
+        network = prior.denoiser.denoise(torch.cat((noisy, given), 2), s) - states
+        assert network.square().mean() < 0.85 * gaussian.square().mean()
