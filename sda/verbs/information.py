@@ -74,5 +74,7 @@ def prior_text(prior: Any) -> str:
         f"  variables: {', '.join(layout.variables)}; space: {space}; dt: {layout.dt:g}",
         f"  hash: {prior.hash}",
     ]
+    if prior.context is not None:
+        lines.append(f"  conditioned on: {', '.join(prior.context.names)}, give it context=…")
     lines += [f"  {name}: {value}" for name, value in prior.info.items()]
     return "\n".join(lines)
