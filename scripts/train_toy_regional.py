@@ -2,10 +2,11 @@
 
 Trajectories in a box of the storm track are paired with coarse analyses of them, at eight
 longitudes, and a window network is trained on what these leave open. About three minutes of
-simulation, one of pairing, and twenty-five minutes of training on one thread of a CPU with AMX
-bfloat16. Extra arguments go to `sda train`.
+simulation, one of pairing, and a quarter of an hour of training on one thread of a CPU with AMX
+bfloat16 (three quarters on a busy one). Extra arguments go to `sda train`.
 
-    python scripts/train_toy_regional.py training.steps=8000
+    python scripts/train_toy_regional.py out=runs/toy-regional
+    python scripts/train_toy_regional.py out=runs/longer training.steps=10000 training.decay=0.4
 """
 
 import sys
