@@ -102,6 +102,7 @@ def filter_all(
     with assimilator, tqdm(total=count, disable=not progress, desc="filter", unit="cycle") as bar:
         bar.update(assimilator.cycle)
         assimilator.add(observations)
+        assimilator.complete = count
         while assimilator.cycle < count:
             cycle = assimilator.cycle
             counts[0, cycle] = assimilator.observed((cycle - 1) * every, cycle * every)

@@ -27,6 +27,7 @@ from sda.prior import Prior
 from sda.store import open_dataset
 from sda.streams import Folder
 from sda.verification import verify
+from sda.window import WindowDenoiser
 
 ROOT = Path(__file__).parent.parent
 SYSTEM = dynamics.LinearGaussian.damped_spring(0.3)
@@ -282,6 +283,61 @@ def test_pilots_are_those_of_the_cycle(prior, observations, guidance):
     alone.add(between(observations, 0, observations.times[6]))
     alone.cycle = 6
     assert close(last, alone.send())
+
+
+def with_network(history, system):
+    """The same prior for all who do not look: its network has not learned anything to add."""
+
+    climatology = gaussian(history, system).climatology
+    network = {"name": "mlp", "width": 16, "hidden": 16, "depth": 1, "embedding": 8}
+    denoiser = WindowDenoiser(climatology, history, network)
+    for parameter in denoiser.parameters():
+        torch.nn.init.zeros_(parameter.requires_grad_(False))
+    return Prior(climatology, denoiser)
+
+
+def test_default_of_a_network_against_the_kalman_filter():
+    """Covariances estimated from draws of the prior, few noise levels, two Langevin steps each."""
+
+    members, cycles = 200, 60
+    system = dynamics.LinearGaussian.rotation(angle=0.4, decay=0.9)
+    truth = system.simulate(members=1, length=cycles, seed=4).isel(member=0)
+    observations = observe(truth, Select(["x"]), std=0.5, seed=5)
+    prior = with_network(14, system)
+    assert Assimilator(prior, 2).settings["guidance"] == {"name": "averaged"}
+    analyses = values(assimilate(prior, observations, members, 7, task="filter"))
+    A, Q, V = (m.numpy() for m in (system.A, system.Q, system.stationary_covariance))
+    H, y, m = np.array([[1.0, 0]]), observations.sets[0].y.ravel(), np.zeros(2)
+    errors, ratios = [], []
+    for i in range(cycles):
+        V = A @ V @ A.T + Q if i else V
+        m = A @ m if i else m
+        gain = V @ H.T / ((H @ V @ H.T).item() + 0.25)
+        m, V = m + gain[:, 0] * (y[i] - H @ m), V - gain @ H @ V
+        std = np.sqrt(V.diagonal())
+        errors.append((analyses[:, i].mean(0) - m) / std * np.sqrt(members))
+        ratios.append(analyses[:, i].std(0, ddof=1) / std)
+    assert abs(np.mean(np.square(errors)) - 1) < 4 * np.sqrt(2 / errors[0].size / cycles)
+    assert abs(np.mean(ratios) - 1) < 0.02
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+def test_cycles_ahead_are_those_one_after_the_other(prior, observations, lag, monkeypatch):
+    """All cycles that are observed alike are members of one batch, where all is in."""
+
+    run = {"prior": prior, "members": 3, "seed": 2, "lag": lag, "start": 0.0, "every": 2}
+    run |= {"guidance": "averaged"}
+    together, one = Assimilator(**run), Assimilator(**run)
+    made = []
+    alone = Assimilator._guide
+    monkeypatch.setattr(Assimilator, "_guide", lambda s, w: made.append(s) or alone(s, w))
+    for each in (together, one):
+        each.add(observations)
+    together.complete = 30
+    for _ in range(30):
+        a, b = (each.step()[0] for each in (together, one))
+        assert np.allclose(a, b, rtol=0, atol=2e-3 * b.std())
+    assert made.count(one) == 30 and made.count(together) < 12
 
 
 # Members that are carried ------------------------------------------------------------------------

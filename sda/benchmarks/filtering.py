@@ -151,6 +151,7 @@ def engine(
     start = observations.span[0]
     assimilator = Assimilator(prior, members, seed, start=start, every=case.every, **options)
     assimilator.add(observations)
+    assimilator.complete = cycles
     # The present alone: with a lag, what is returned of earlier times knows more.
     states = [assimilator.step()[0][:, -1] for _ in range(cycles)]
     seconds = (time.process_time() - began) / cycles

@@ -1,6 +1,6 @@
 r"""Guidance with each member's own covariance, solved with the help of the prior's average one.
 
-    C(x, s) = s² ∂D/∂x,    C̄(s) = E[(X − D(X + s ε)) (X − D(X + s ε))ᵀ] = E[Cov[X | X + s ε]]
+    C(x, s) = s² ∂D/∂x,    C̄(s) = E[Cov[X | X + s ε]] = s² E[∂D/∂x (X + s ε)]
 
 as in `hybrid`, but what members share does not come from pilots of the posterior: it is the
 covariance of the denoiser's error, averaged over trajectories of the prior. It knows nothing of
@@ -31,21 +31,22 @@ from .static import StaticGuidance
 
 # Streams of noise: of the prior's trajectories, and of the noise on them.
 DRAWS, NOISE = 33, 34
-# Draws for each row of a matrix. Of spectral ones real and imaginary parts count twice.
-DENSE, SPECTRAL, LEAST, TOGETHER = 8, 4, 64, 256
+# Draws: in a homogeneous field each cell is one of its own.
+DENSE, SPECTRAL = 64, 16
+# Draws of one evaluation, and products of one pass backwards.
+TOGETHER, CHUNK = 16, 32
 
 
 class ErrorCovariances:
     r"""The covariances `C̄(s)` of a denoiser's error, averaged over trajectories of its prior.
 
-    Estimated, when a level is first asked for, from trajectories that are sampled once, with noise
-    of both signs. All levels have the same noise: none depends on which others were asked for.
+    Means of the denoiser's Jacobian, made when a level is first asked for, at trajectories that are
+    sampled once. All levels have the same noise: none depends on which others were asked for.
 
     Arguments:
         denoiser: The denoiser of the prior.
         covariance: The climatological covariance of the trajectory, dense or spectral.
-        draws: The number of trajectories (default: 8 for each row of a dense covariance, 4 for each
-            row of the matrix of a wavenumber).
+        draws: The number of trajectories (default: 64, or 16 of homogeneous fields).
         seed: The seed of the trajectories.
         floor: The smallest eigenvalue of `C̄ / s²`.
         ceiling: The largest.
@@ -75,7 +76,10 @@ class ErrorCovariances:
         self.denoiser, self.covariance = denoiser, covariance
         spectral = isinstance(covariance, SpectralCovariance)
         rows = math.prod(covariance.shape[: 2 if spectral else None])
-        self.draws = draws or max(LEAST, (SPECTRAL if spectral else DENSE) * rows)
+        self.draws = draws or (SPECTRAL if spectral else DENSE)
+        self.spectral, self.rows = spectral, rows
+        self.dims = tuple(range(2 - len(covariance.shape), 0))
+        self.ones = (1,) * len(covariance.shape[2:]) if spectral else ()
         self.seed, self.floor, self.ceiling = seed, floor, ceiling
         self._drawn: tuple[Tensor, Tensor] | None = None
         self._found: dict[float, Covariance] = {}
@@ -94,33 +98,59 @@ class ErrorCovariances:
 
         return self._found[s]
 
-    @torch.no_grad()
     def _estimate(self, s: float) -> Covariance:
-        x, noise = self._trajectories()
-        shape, square = self.covariance.shape, torch.zeros(())
-        spectral = isinstance(self.covariance, SpectralCovariance)
-        for part, eps in zip(x.split(TOGETHER), noise.split(TOGETHER), strict=True):
-            for sign in (s, -s):
-                error = (part - self.denoiser.denoise(part + sign * eps, s)).double() / s
-                if spectral:
-                    dims = tuple(range(3, 1 + len(shape)))
-                    h = torch.fft.rfftn(error, dim=dims, norm="ortho").flatten(1, 2)
-                    h = h.movedim((0, 1), (-1, -2))
-                    square = square.to(h.device) + h @ h.mH
+        drawn, noise = self._trajectories()
+        shape, like = self.covariance.shape, self.covariance.eigenvalues
+        rows = self.rows
+        total = torch.zeros(())
+        for x, eps in zip(drawn.split(TOGETHER), noise.split(TOGETHER), strict=True):
+            with torch.enable_grad():
+                x = (x + s * eps).requires_grad_()
+                mean = self.denoiser.denoise(x, s)
+            waves, probes = self._probes(eps)
+            found = []
+            for part in torch.eye(rows, dtype=x.dtype, device=x.device).split(CHUNK):
+                seen = part.reshape(
+                    len(part), 1, *shape[: 2 if self.spectral else None], *self.ones
+                )
+                gradient = torch.autograd.grad(
+                    mean, x, (seen * probes).expand(-1, *x.shape),
+                    retain_graph=True, is_grads_batched=True,
+                )[0].double()  # fmt: skip
+                if self.spectral:
+                    waved = torch.fft.rfftn(gradient, dim=self.dims, norm="ortho").flatten(2, 3)
+                    found.append((waved * waves.conj()).sum(1))
                 else:
-                    square = square.to(error.device) + error.flatten(1).T @ error.flatten(1)
-        square = square / (2 * len(x))
-        like = self.covariance.eigenvalues
+                    found.append(gradient.sum(1).flatten(1))
+            # Columns of the matrices of each wavenumber, or those of the only one.
+            total = total.to(found[0]) + torch.cat(found)
+        share = total / len(drawn)
         made: Covariance
-        if spectral:
-            made = SpectralCovariance(square.cpu(), shape, like.dtype).to(like.device)
+        if self.spectral:
+            made = SpectralCovariance(share.movedim((1, 0), (-2, -1)).cpu(), shape, like.dtype)
         else:
-            made = DenseCovariance(square, shape, like.dtype).to(like.device)
-        for name in ("eigenvalues", "table") if spectral else ("eigenvalues",):
-            share = made.get_buffer(name).double().clamp(self.floor, self.ceiling)
-            setattr(made, name, (s**2 * share / (1 - share)).to(like.dtype))
+            made = DenseCovariance((share + share.T) / 2, shape, like.dtype)
+        for name in ("eigenvalues", "table") if self.spectral else ("eigenvalues",):
+            values = made.get_buffer(name).double().clamp(self.floor, self.ceiling)
+            setattr(made, name, (s**2 * values / (1 - values)).to(like.dtype))
 
-        return made
+        return made.to(like.device)
+
+    def _probes(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Fields of all wavenumbers alike, with random phases, and their transforms.
+
+        Where the covariance is homogeneous, one product with such a field is a column of the
+        matrices of all wavenumbers. What is not homogeneous averages out.
+        """
+
+        if not self.spectral:
+            return noise, torch.ones((), dtype=noise.dtype, device=noise.device)
+        waves = torch.fft.rfftn(noise[:, :1, :1].double(), dim=self.dims, norm="ortho")
+        waves = waves / waves.abs()
+        space = self.covariance.shape[2:]
+        fields = torch.fft.irfftn(waves, s=space, dim=self.dims, norm="ortho")
+
+        return waves[:, 0], fields.to(noise.dtype)
 
     def _trajectories(self) -> tuple[Tensor, Tensor]:
         """Trajectories of the prior, and standard normal noise, both `(draws, *shape)`."""

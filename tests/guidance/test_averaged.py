@@ -49,18 +49,15 @@ def test_average_errors_of_a_gaussian_prior(kind: str, s: float) -> None:
 
     dense = gaussian_case(8, "dense-noisy", dtype=torch.float32).covariance
     covariance: Covariance = dense if kind == "dense" else travelling_waves()
-    estimated = ErrorCovariances(Opaque(covariance), covariance, draws=1024).at(s)
+    estimated = ErrorCovariances(Opaque(covariance), covariance, draws=2).at(s)
     eye = torch.eye(math.prod(covariance.shape)).reshape(-1, *covariance.shape)
     exact = covariance.apply(wiener(s), eye).flatten(1).double()
     found = estimated.apply(wiener(s), eye).flatten(1).double()
     values, vectors = torch.linalg.eigh((exact + exact.T) / 2)
-    # Draws are those of a sampler, which leaves out what is smaller than its last noise level.
-    keep = values > max(1e-4 * float(values.max()), 2e-4)
+    keep = values > 1e-4 * values.max()
     root = vectors[:, keep] / values[keep].sqrt()
     ratio = torch.linalg.eigvalsh(root.T @ found @ root)
-    # Of 2,048 draws of so many values, the sample covariance's eigenvalues are within 1 ± 2 √(n/N).
-    assert ratio.min() > 0.7 and ratio.max() < 1.4
-    assert abs(ratio.mean() - 1) < 0.06
+    assert ratio.min() > 0.99 and ratio.max() < 1.01
 
 
 def test_levels_do_not_depend_on_which_came_before() -> None:
@@ -80,7 +77,7 @@ def test_the_posterior_does_not_depend_on_the_average() -> None:
     draws = [
         guide("averaged", opaque, case.likelihood, case.covariance, solves=m, s_high=200.0,
               errors=ErrorCovariances(opaque, case.covariance, draws=n))
-        for n in (64, 256)
+        for n in (1, 16)
     ]  # fmt: skip
     a, b = (sample(each, (8, 3), 0, 16, steps=12, dtype=torch.float64) for each in draws)
     assert torch.allclose(a, b, atol=1e-3)
