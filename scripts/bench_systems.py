@@ -29,7 +29,7 @@ def seconds(name: str, members: int, length: int, rounds: int) -> tuple[float, f
     noise = torch.randn(1, length, *layout.shape, generator=torch.Generator().manual_seed(0))
     drawn = climatology.covariance(length).sample(noise)
     truth = layout.to_dataset(climatology.denormalise(drawn)).isel(member=0)
-    every = {dim: 4 for dim in layout.dims}
+    every = dict.fromkeys(layout.dims, 4)
     std = {
         name: 0.1 * float(scale)
         for name, scale in zip(layout.variables, climatology.scale, strict=True)
