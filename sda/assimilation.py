@@ -11,13 +11,9 @@ interrupted and resumed.
 """
 
 import copy
-import dataclasses
-import importlib.metadata
-import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +23,13 @@ import xarray as xr
 
 from dynamics.simulate import compute_device
 
+from .budget import ACTIVATIONS, block_size, size_in_bytes, too_long
 from .cf.times import first_state
 from .denoiser import Denoiser, GaussianDenoiser
+from .precisions import PRECISIONS, sampling_dtype
+from .precisions import precision as precision
+from .progress import Progress
+from .provenance import plain, provenance, shortened
 from .store import PosteriorMemory, PosteriorWriter, check_target
 from .transfer import fetch
 
@@ -40,17 +41,6 @@ if TYPE_CHECKING:
     from .smc import ParticleStep
 
 TASKS = ("smooth", "filter", "forecast")
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-# The states that a member's sampling holds at once: the multistep history, the guidance's and the
-# Langevin step's intermediate fields, complex ones counted twice. Peak memory says 22 with static
-# guidance and Langevin steps on a field; the rest is headroom for guidance with gradients.
-COPIES = 40
-# The values that a network's evaluation holds at once, per window and cell.
-ACTIVATIONS = 1024
-# More members per block make nothing faster, and a block is what an interrupt costs.
-LARGEST_BLOCK = 256
 
 
 def assimilate(
@@ -70,9 +60,9 @@ def assimilate(
     langevin: "Langevin | str | None" = "default",
     smc: "ParticleStep | None" = None,
     sampler: str = "xeab",
-    steps: int = 24,
-    s_max: float = 100.0,
-    s_min: float = 5e-3,
+    steps: int | None = None,
+    s_max: float | None = None,
+    s_min: float | None = None,
     memory: int | str = "2GiB",
     block: int | None = None,
     frames: int | None = None,
@@ -110,15 +100,17 @@ def assimilate(
         carry: For "filter", what a cycle knows of the past, see `sda.Assimilator`.
         guidance: The method, a name of `sda.guidance.METHODS` or a mapping with its `name` and
             options (default: `hybrid` with 2 pilots for systems without space, `static`
-            for fields).
+            for fields; for "filter", see `sda.Assimilator`).
         langevin: Langevin steps, see `sda.langevin.Langevin`: an instance, "vectors", "fields" or
             None (default: those that suit the kind of system).
         smc: Weights and resampling at each noise level, see `sda.smc.ParticleStep` (default: none).
             The number of members must be a multiple of its `group`.
         sampler: The sampler, see `sda.sampling.sample`.
-        steps: The number of noise levels.
-        s_max: The largest noise level, in units of the variables' standard deviations.
-        s_min: The smallest, to be chosen well under the smallest posterior standard deviation.
+        steps: The number of noise levels (default: 24; for "filter", see `sda.Assimilator`).
+        s_max: The largest noise level, in units of the variables' standard deviations (default:
+            100).
+        s_min: The smallest, to be chosen well under the smallest posterior standard deviation
+            (default: 0.005).
         memory: The memory that the sampled states may take, in bytes or as "512MiB", "2GiB".
             Decides the members per block, and whether the trajectory is sampled in blocks of time
             with its state on disk, beside `out`, see `sda.long`.
@@ -347,13 +339,6 @@ def assimilate(
     return sink.dataset()
 
 
-def shortened(messages: Sequence[str], most: int = 3) -> str:
-    """The first few messages, and how many more there are."""
-
-    more = f"; and {len(messages) - most} more" if len(messages) > most else ""
-    return "; ".join(messages[:most]) + more
-
-
 def trajectory_times(
     prior: "Prior", observations: "Observations", time: Any = None, memory: int | str = "2GiB"
 ) -> np.ndarray:
@@ -394,18 +379,6 @@ def trajectory_times(
             f"{time[0]:g} to {time[-1]:g}: give a time coordinate that covers them"
         )
     return time
-
-
-def too_long(prior: "Prior", length: int, memory: int | str) -> bool:
-    """Whether not even the covariance of a trajectory's states fits in memory."""
-
-    if prior.climatology.kind in ("zonal", "low_rank"):
-        from .long_plan import DECOMPOSED
-
-        waves, rows = prior.climatology.matrices
-        return 8 * DECOMPOSED * waves * (length * rows) ** 2 > size_in_bytes(memory)
-
-    return 8 * (length * prior.layout.shape[0]) ** 2 > size_in_bytes(memory)
 
 
 def check_gap(prior: "Prior", observations: "Observations", length: int) -> None:
@@ -490,161 +463,3 @@ def trajectory_denoiser(
                 setattr(module, name, buffer.to(torch.complex128))
 
     return denoiser
-
-
-def block_size(
-    members: int, shape: tuple[int, ...], dtype: torch.dtype, memory: int | str, group: int = 1
-) -> int:
-    """The number of members whose sampling fits a memory budget.
-
-    The blocks are of about equal size, in whole groups.
-
-    Raises:
-        ValueError: If the budget cannot be read.
-    """
-
-    each = COPIES * math.prod(shape) * torch.finfo(dtype).bits // 8
-    largest = max(1, min(size_in_bytes(memory) // each, LARGEST_BLOCK) // group)
-    groups = math.ceil(members / group)
-
-    return group * math.ceil(groups / math.ceil(groups / largest))
-
-
-def size_in_bytes(size: int | str) -> int:
-    """A size such as 1000000, "512MiB" or "2GB" in bytes.
-
-    Raises:
-        ValueError: If it cannot be read or is not positive.
-    """
-
-    units = {"": 1, "b": 1}
-    for power, letter in enumerate("kmgt", start=1):
-        units |= {letter: 1024**power, f"{letter}ib": 1024**power, f"{letter}b": 1000**power}
-    text = str(size).strip().lower()
-    number = text.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    try:
-        value = float(number) * units[text[len(number) :].strip()]
-    except (ValueError, KeyError):
-        value = math.nan
-    if not (value >= 1 and math.isfinite(value)):
-        raise ValueError(f"memory must be a size such as 512MiB or 2GiB, got {size!r}")
-    return int(value)
-
-
-def precision(dtype: torch.dtype | str) -> torch.dtype:
-    """The precision of a name.
-
-    Raises:
-        ValueError: If it is neither float32 nor float64.
-    """
-
-    for name, each in DTYPES.items():
-        if dtype in (name, each):
-            return each
-    raise ValueError(f"dtype must be float32 or float64, got {dtype}")
-
-
-def sampling_dtype(dtype: torch.dtype | str, network: str) -> torch.dtype:
-    """The dtype of trajectories, given its name and that of the network's precision.
-
-    Raises:
-        ValueError: If one is unknown, or they do not go together.
-    """
-
-    dtype = precision(dtype)
-    if network not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {network!r}")
-    if network != "float32" and dtype != torch.float32:
-        raise ValueError(
-            f"precision={network} needs dtype=float32, got float64: a network is evaluated either "
-            f"in less precision than its states or in more"
-        )
-    return dtype
-
-
-def provenance(settings: Mapping[str, Any], prior: "Prior") -> dict[str, Any]:
-    """What a reader of a posterior wants to know of how it was made."""
-
-    packages = ("sda-torch", "torch", "azula", "xarray", "zarr")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    sampler, guidance = settings["sampler"], settings["guidance"]["name"]
-
-    return {
-        "title": "Posterior ensemble of a trajectory given observations",
-        "source": f"score-based data assimilation, sda-torch {versions['sda-torch']}",
-        "method": f"{guidance} guidance, {sampler['sampler']} sampler, {sampler['steps']} steps",
-        "task": settings["task"],
-        "seed": settings["seed"],
-        "prior": str(getattr(prior, "name", type(prior).__name__)),
-        "prior_hash": settings["prior"],
-        "observations_hash": settings["observations"],
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": json.dumps(versions),
-        # By which others may call the variables that they have observed.
-        "standard_names": json.dumps(dict(getattr(prior, "standard_names", {}))),
-    }
-
-
-def plain(steps: "Langevin | ParticleStep | None") -> dict[str, Any] | None:
-    """Langevin or particle steps as plain JSON types."""
-
-    if steps is None:
-        return None
-    values = {
-        each.name: getattr(steps, each.name) for each in dataclasses.fields(steps) if each.compare
-    }
-    # JSON has no infinity.
-    return {name: repr(v) if isinstance(v, float) else v for name, v in values.items()}
-
-
-class Progress:
-    """A progress bar over members, which moves with every noise level.
-
-    Arguments:
-        members: The number of members to sample.
-        guided: The guided denoiser, which counts its evaluations.
-        shown: Whether the bar is shown.
-    """
-
-    def __init__(self, members: int, guided: Any, shown: bool) -> None:
-        from tqdm import tqdm
-
-        self.guided, self.finished = guided, 0.0
-        self.bar = tqdm(
-            total=members,
-            disable=not shown,
-            desc="sampling",
-            unit="member",
-            bar_format="{desc}: {n:.0f}/{total} members |{bar}| {elapsed}, {remaining} left"
-            "{postfix}",
-        )
-
-    def level(self, block: range) -> Callable[[int, int], None]:
-        """The callback of a block's sampler, called with the levels done and their number."""
-
-        def show(done: int, levels: int) -> None:
-            self.bar.n = self.finished + len(block) * done / levels
-            self.bar.set_postfix_str(
-                f"{self.guided.evaluations} evaluations, {self.guided.vjps} VJPs", refresh=False
-            )
-            self.bar.update(0)
-
-        return show
-
-    def done(self, block: range) -> None:
-        """Notes that a block is sampled."""
-
-        self.finished += len(block)
-        self.bar.n = self.finished
-        self.bar.refresh()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()

@@ -133,16 +133,14 @@ def cost(
     """
 
     from .assimilation import (
-        COPIES,
-        block_size,
         guidance_method,
         langevin_steps,
-        sampling_dtype,
-        too_long,
         trajectory_denoiser,
         trajectory_times,
     )
+    from .budget import COPIES, block_size, too_long
     from .guidance import METHODS, guide
+    from .precisions import sampling_dtype
     from .sampling import SAMPLERS
 
     if not isinstance(members, int) or members < 1:

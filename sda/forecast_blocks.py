@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .assimilation import COPIES, LARGEST_BLOCK, size_in_bytes
+from .budget import COPIES, LARGEST_BLOCK, size_in_bytes
 from .conditional import Continuation
 from .departure import check_count
 from .partial import Partial

@@ -95,7 +95,8 @@ def smooth(
         OSError: If the disk is full. What was done is there to be resumed.
     """
 
-    from .assimilation import Progress, size_in_bytes
+    from .budget import size_in_bytes
+    from .progress import Progress
 
     made = plan(
         prior, len(time), members, method=method, options=options, langevin=langevin,

@@ -106,7 +106,7 @@ class Locals:
         memory: int | str,
         precision: str = "float32",
     ) -> None:
-        from .assimilation import size_in_bytes
+        from .budget import size_in_bytes
 
         self.prior, self.time, self.parts = prior, time, blocks.parts
         self.blocks, self.method, self.options = blocks, method, dict(options)

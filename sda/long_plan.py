@@ -81,7 +81,7 @@ def plan(
             less than one block needs.
     """
 
-    from .assimilation import ACTIVATIONS, COPIES, LARGEST_BLOCK, size_in_bytes
+    from .budget import ACTIVATIONS, COPIES, LARGEST_BLOCK, size_in_bytes
 
     if method not in METHODS:
         raise ValueError(

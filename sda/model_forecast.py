@@ -12,9 +12,10 @@ import xarray as xr
 
 from dynamics.simulate import compute_device
 
-from .assimilation import LARGEST_BLOCK, precision, size_in_bytes
+from .budget import LARGEST_BLOCK, size_in_bytes
 from .departure import Departure, check_count
 from .forecasting import Bar, finished
+from .precisions import precision
 from .sampling import MemberNoise
 from .store import PosteriorMemory, PosteriorWriter, check_target
 

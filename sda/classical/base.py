@@ -316,7 +316,7 @@ class Method(abc.ABC):
             FileExistsError: If `out` exists and is not to be overwritten.
         """
 
-        from ..assimilation import precision
+        from ..precisions import precision
 
         several = not isinstance(observations, Observations)
         sets = [observations] if isinstance(observations, Observations) else list(observations)

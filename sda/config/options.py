@@ -74,7 +74,7 @@ def run_training(config: Mapping[str, Any]) -> "Prior":
         ValueError: If options and data do not fit together.
     """
 
-    from ..assimilation import size_in_bytes
+    from ..budget import size_in_bytes
     from ..cf import prepare
     from ..prior import GaussianPrior
     from ..symmetry import Symmetry
