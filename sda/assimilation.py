@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from .smc import ParticleStep
 
 TASKS = ("smooth", "filter", "forecast")
+# The noise levels of a smoother.
+LEVELS: dict[str, Any] = {"steps": 24, "s_max": 100.0, "s_min": 5e-3}
 
 
 def assimilate(
@@ -156,6 +158,8 @@ def assimilate(
 
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}: expected one of {', '.join(TASKS)}")
+    given = {"steps": steps, "s_max": s_max, "s_min": s_min}
+    levels: dict[str, Any] = {n: LEVELS[n] if v is None else v for n, v in given.items()}
     if quality:
         from .quality import check
 
@@ -172,8 +176,8 @@ def assimilate(
             raise ValueError("lead goes with task='forecast'; lag, history, carry with 'filter'")
         return assimilate_on(
             cluster, workers, prior, observations, out, members=members, seed=seed, time=time,
-            guidance=guidance, langevin=langevin, smc=smc, sampler=sampler, steps=steps,
-            s_max=s_max, s_min=s_min, memory=memory, block=block, device=device, dtype=dtype,
+            guidance=guidance, langevin=langevin, smc=smc, sampler=sampler, **levels,
+            memory=memory, block=block, device=device, dtype=dtype,
             precision=precision, overwrite=overwrite, resume=resume, progress=progress,
         )  # fmt: skip
     if (lead is None) == (task == "forecast"):
@@ -185,7 +189,7 @@ def assimilate(
             raise ValueError("smc, lag, history and carry do not go with task='forecast'")
         return forecast_from_observations(
             prior, observations, lead, members, seed, out, time=time, guidance=guidance,
-            langevin=langevin, sampler=sampler, steps=steps, s_max=s_max, s_min=s_min,
+            langevin=langevin, sampler=sampler, **levels,
             memory=memory, block=block, frames=frames, device=device, dtype=dtype,
             precision=precision, overwrite=overwrite, resume=resume, progress=progress,
         )  # fmt: skip
@@ -230,8 +234,8 @@ def assimilate(
     langevin = langevin_steps(langevin, fields=bool(layout.dims))
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
-    log_levels(steps, s_max, s_min)
-    schedule = {"sampler": sampler, "steps": steps, "s_max": s_max, "s_min": s_min}
+    log_levels(**levels)
+    schedule = {"sampler": sampler, **levels}
 
     prior = prior.to(device)
     settings: dict[str, Any] = {

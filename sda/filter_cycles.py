@@ -29,8 +29,7 @@ MEMBERS, PILOTS = 31, 32
 KEPT = 16
 # The values of a window up to which its guidance is `averaged` by default.
 AVERAGED = {DenseCovariance: 512, SpectralCovariance: 2048}
-# The noise levels of other guidances, and of that one, whose Langevin steps allow wider steps.
-LEVELS: dict[str, Any] = {"steps": 24, "s_max": 100.0, "s_min": 5e-3}
+# The noise levels of that guidance, whose Langevin steps allow wider steps.
 AVERAGED_LEVELS: dict[str, Any] = {"steps": 12, "s_max": 20.0, "s_min": 0.02}
 # The cycles of a filter that carries members have parts of the noise of forecasts of their own.
 FIRST_PART = 1 << 20
@@ -74,7 +73,7 @@ class Cycles(Inbox):
         quality: "Quality | Mapping[str, Any] | bool | None",
     ) -> None:
         from .assimilation import (
-            LARGEST_BLOCK,
+            LEVELS,
             block_size,
             guidance_method,
             langevin_steps,
@@ -83,6 +82,7 @@ class Cycles(Inbox):
             size_in_bytes,
             trajectory_denoiser,
         )
+        from .budget import LARGEST_BLOCK
         from .guidance import METHODS
         from .guidance.averaged import AveragedGuidance, ErrorCovariances
         from .sampling import SAMPLERS, log_levels

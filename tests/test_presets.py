@@ -8,6 +8,7 @@ import yaml
 
 import sda
 from sda import config
+from sda.assimilation import LEVELS
 from sda.data import NoiseLevels
 from sda.guidance import METHODS
 from sda.langevin import Langevin
@@ -64,9 +65,11 @@ def test_networks():
 
 
 def test_samplers():
-    for function in (sample, sda.assimilate):
-        known = defaults(function)
+    for known in (defaults(sample), defaults(sda.assimilate) | LEVELS):
         for option, content in options("sampler").items():
+            if option == "default":
+                assert {v for name, v in content.items() if name != "name"} == {None}
+                continue
             assert content["name"] == option and option in SAMPLERS
             assert content["s_max"] == known["s_max"] and content["s_min"] == known["s_min"]
         assert preset("sampler", known["sampler"])["steps"] == known["steps"]

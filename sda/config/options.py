@@ -47,7 +47,10 @@ def sampling_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Sampler, guidance and Langevin steps, as `sda.assimilate` takes them."""
 
     levels = dict(config["sampler"])
-    options: dict[str, Any] = {"sampler": levels.pop("name"), **levels}
+    name = levels.pop("name")
+    options: dict[str, Any] = {"sampler": "xeab" if name == "default" else name}
+    # What is not given is left to the task.
+    options |= {key: value for key, value in levels.items() if value is not None}
     guidance = {name: v for name, v in config["guidance"].items() if v is not None}
     options["guidance"] = None if guidance["name"] == "default" else guidance
     options["langevin"] = langevin_option(config)

@@ -152,8 +152,8 @@ RULES = {
     "training.steps": Rule("integer", low=1),
     "training.batch": Rule("integer", low=1),
     "guidance.pilots": Rule("integer", low=1),
-    "sampler.steps": Rule("integer", low=1),
-    "sampler.s_max": Rule("number", low=0, above=True),
+    "sampler.steps": Rule("integer", low=1, optional=True),
+    "sampler.s_max": Rule("number", low=0, above=True, optional=True),
     "sampler.s_min": Rule("number", low=0, above=True, optional=True),
     "system.dt": Rule("number", low=0, above=True),
 }
