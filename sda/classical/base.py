@@ -382,7 +382,10 @@ class Method(abc.ABC):
                 # a model that chooses its own time step.
                 if len(seeds) == 1:
                     run.monitor.mark(0, observed[max(0, len(run.monitor.chi_square) - 1)], True)
-                    empty = z.new_full((1, self.members, 1, *self.system.layout.shape), math.nan)
+                    # States are real, whatever the model keeps in their place.
+                    empty = z.real.new_full(
+                        (1, self.members, 1, *self.system.layout.shape), math.nan
+                    )
                     return [(empty[0], [observed[-1].index], {}, run, 0)]
                 return [
                     self._run(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sda
-from dynamics import KolmogorovFlow, Lorenz63, Lorenz96
+from dynamics import KolmogorovFlow, Lorenz63, Lorenz96, TwoLayerQG
 from sda.classical import Draws, Filter, Gaussian, Spinup
 from sda.classical.base import LOST, PATIENCE, Noise
 from sda.observation import Function, Select, Subsample
@@ -235,3 +235,21 @@ def test_bad_input_is_named() -> None:
     ]  # fmt: skip
     with pytest.raises(ValueError, match="number 1 differs from number 0"):
         Nudging(SYSTEM, 2).assimilate(square, [0, 1])
+
+
+def test_a_spectral_model_that_stops_leaves_real_states() -> None:
+    """The model's own states are complex; what is left of a run that stopped is not."""
+
+    class Stops(TwoLayerQG):
+        def advance(self, z, noise=None):
+            raise FloatingPointError("the state is not finite")
+
+    system = Stops(size=8, resolution=16)
+    truth = TwoLayerQG(size=8, resolution=16).simulate(1, 3, seed=1, progress=False)
+    observations = sda.observe(truth.isel(member=0), Select(every=2), 1e3, seed=1)
+    with pytest.warns(RuntimeWarning, match="diverged"):
+        found = Nudging(system, 4).assimilate(observations, initial=Draws(truth.isel(time=[0] * 4)))
+    assert found.attrs["diverged"] == 1
+    states = system.layout.to_array(found)
+    assert not np.iscomplexobj(states)
+    assert np.isnan(states).all()
