@@ -74,8 +74,20 @@ def run(
                 [part[names].transpose("member", "time", ...) for part in (last, flows[method]())],
                 "time", coords="minimal", compat="override", join="override",
             )  # fmt: skip
+            flow = whole_members(flow)
             positions = carried(flow, truth[0], floats.drift, floats.current, system.layout)
         yield Row(index, method, position_scores(positions, truth, system.layout, time))
+
+
+def whole_members(flow: xr.Dataset) -> xr.Dataset:
+    """Those members of which no state is missing: one that failed would carry nothing anywhere."""
+
+    finite = [
+        flow[name].notnull().all([d for d in flow[name].dims if d != "member"])
+        for name in flow.data_vars
+    ]
+
+    return flow.isel(member=np.logical_and.reduce(finite))
 
 
 def table(rows: Sequence[Row], leads: Sequence[int] | None = None) -> str:

@@ -60,3 +60,10 @@ def test_forecasts_on_the_sphere_are_scored_by_area() -> None:
     error = (w * (x.mean(0) - y[0]) ** 2).sum((-2, -1)).mean(1)
     np.testing.assert_allclose(row.rmse, np.sqrt(error))
     assert row.energy is None
+
+
+def test_a_member_that_failed_carries_no_floats() -> None:
+    layout = small_ocean().layout
+    flow = layout.to_dataset(np.ones((3, 2, *layout.shape), dtype=np.float32))
+    flow["psi2"][1, 1, 0, 0] = np.nan
+    assert floats.whole_members(flow)["member"].values.tolist() == [0, 2]
