@@ -29,7 +29,15 @@ from dynamics.layout import Layout
 
 from .lock import Lock
 from .store.attributes import read_attributes
-from .store.replacing import announce, announcement, beside, check_settings, replace, supersedes
+from .store.replacing import (
+    announce,
+    announcement,
+    beside,
+    check_settings,
+    check_target,
+    replace,
+    supersedes,
+)
 
 if TYPE_CHECKING:
     from .observation import Observations
@@ -96,9 +104,14 @@ class AnalysisWriter:
         self.lock = Lock(self.path).acquire()
         try:
             settings = json.loads(json.dumps(dict(settings)))
-            self.replaces = check_target(self.path, overwrite, resume) and (
-                not resume or supersedes(self.path, settings)
-            )
+            self.replaces = check_target(
+                self.path,
+                overwrite,
+                resume,
+                is_analyses,
+                "holds no analyses of a filter",
+                "continue",
+            ) and (not resume or supersedes(self.path, settings))
             self.place = beside(self.path) if self.replaces else self.path
             if self.replaces:
                 announce(self.path, settings)
@@ -440,31 +453,6 @@ def write_json(path: Path, content: Any, store: Path, durable: bool = False) -> 
 def checksum(data: bytes) -> bytes:
     """The CRC-32C of a chunk, as Zarr appends it."""
     return int(google_crc32c.value(data)).to_bytes(4, "little")
-
-
-def check_target(path: Path, overwrite: bool, resume: bool) -> bool:
-    """Whether analyses stand at `path` that may be overwritten or continued.
-
-    Raises:
-        ValueError: If both `overwrite` and `resume` are given.
-        FileExistsError: If something stands there that must stay as it is.
-    """
-
-    if overwrite and resume:
-        raise ValueError("overwrite and resume exclude each other, got both")
-    if not (path.exists() or path.is_symlink()):
-        return False
-    if not is_analyses(path):
-        raise FileExistsError(
-            f"{str(path)!r} exists and holds no analyses of a filter: it is left as it is, choose "
-            f"another path"
-        )
-    if not (overwrite or resume):
-        raise FileExistsError(
-            f"{str(path)!r} exists ({read_attributes(path)['status']}): give overwrite=true to "
-            f"replace it, resume=true to continue it, or another path"
-        )
-    return True
 
 
 def is_analyses(path: str | Path) -> bool:

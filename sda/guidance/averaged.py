@@ -25,7 +25,7 @@ from torch import Tensor
 from ..covariance import Covariance, DenseCovariance, SpectralCovariance
 from ..denoiser import Denoiser, GaussianDenoiser
 from .base import Analysis
-from .hybrid import solve_each
+from .hybrid import check_range, solve_each
 from .solver import ObservationSpace
 from .static import StaticGuidance
 
@@ -207,12 +207,7 @@ class AveragedGuidance(StaticGuidance):
         **options: Any,
     ) -> None:
         super().__init__(denoiser, likelihood, covariance, **options)
-        if solves < 1:
-            raise ValueError(f"solves must be at least 1, got {solves}")
-        if not 0 <= s_low <= s_high:
-            raise ValueError(
-                f"noise levels must obey 0 <= s_low <= s_high, got {s_low} and {s_high}"
-            )
+        check_range(solves, s_low, s_high)
         if getattr(denoiser, "mean", None) is not None:
             raise ValueError(
                 "guidance 'averaged' is for whole trajectories, not for those that go on from "

@@ -60,12 +60,7 @@ class HybridGuidance(FlowDependentGuidance):
         **options: Any,
     ) -> None:
         super().__init__(denoiser, likelihood, covariance, **options)
-        if solves < 1:
-            raise ValueError(f"solves must be at least 1, got {solves}")
-        if not 0 <= s_low <= s_high:
-            raise ValueError(
-                f"noise levels must obey 0 <= s_low <= s_high, got {s_low} and {s_high}"
-            )
+        check_range(solves, s_low, s_high)
         self.solves = solves
         self.s_low, self.s_high = s_low, s_high
         self.own = self.form == "dense" and self.space.direct
@@ -135,3 +130,12 @@ def solve_each(
         v = torch.where(wrong.reshape(-1, 1), shared, v)
 
     return Analysis(mean + increment, mean, e, s, tangent, (e * v).sum(1), space)
+
+
+def check_range(solves: int, s_low: float, s_high: float) -> None:
+    """Raises a `ValueError` unless there is a solve, and noise levels are in order."""
+
+    if solves < 1:
+        raise ValueError(f"solves must be at least 1, got {solves}")
+    if not 0 <= s_low <= s_high:
+        raise ValueError(f"noise levels must obey 0 <= s_low <= s_high, got {s_low} and {s_high}")

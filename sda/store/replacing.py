@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,23 @@ from dynamics.files import sync
 from .attributes import is_posterior, read_attributes, write_text
 
 
-def check_target(path: Path, overwrite: bool, resume: bool) -> bool:
-    """Whether a posterior stands at `path` that may be overwritten or resumed.
+def check_target(
+    path: Path,
+    overwrite: bool,
+    resume: bool,
+    known: Callable[[Path], bool] = is_posterior,
+    other: str = "is not a posterior of this package",
+    end: str = "complete",
+) -> bool:
+    """Whether something stands at `path` that may be overwritten or resumed.
+
+    Arguments:
+        path: The path.
+        overwrite: Whether it may be replaced.
+        resume: Whether it may be resumed.
+        known: Whether a store is of the kind that is written.
+        other: What is said of a store that is not.
+        end: What resuming does to it.
 
     Raises:
         ValueError: If both `overwrite` and `resume` are given.
@@ -32,16 +47,15 @@ def check_target(path: Path, overwrite: bool, resume: bool) -> bool:
         raise ValueError("overwrite and resume exclude each other, got both")
     if not (path.exists() or path.is_symlink()):
         return False
-    if not is_posterior(path):
+    if not known(path):
         raise FileExistsError(
-            f"{str(path)!r} exists and is not a posterior of this package: it is left as it is, "
-            f"choose another path"
+            f"{str(path)!r} exists and {other}: it is left as it is, choose another path"
         )
     if not (overwrite or resume):
         attrs = read_attributes(path)
         raise FileExistsError(
             f"{str(path)!r} exists ({attrs['status']}): give overwrite=true to replace it, "
-            f"resume=true to complete it, or another path"
+            f"resume=true to {end} it, or another path"
         )
     return True
 
