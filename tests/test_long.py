@@ -314,7 +314,7 @@ def test_a_full_disk_and_a_posterior_to_replace(prior, observations, tmp_path, m
         with pytest.raises(ValueError, match="GiB on disk .* are free: check the times"):
             assimilate(prior, observations, out=out, overwrite=True, **options)
     with monkeypatch.context() as patch:
-        patch.setattr(sda.store, "write_shards", failing(full))
+        patch.setattr(sda.store.writer, "write_shards", failing(full))
         with pytest.raises(OSError, match="disk is full.*resume=true"):
             assimilate(prior, observations, out=out, overwrite=True, **options)
     # The old posterior is there until the new one is, which is there to be resumed.
