@@ -1,9 +1,9 @@
 """Prints what an assimilation costs per grid point, for the shipped priors of fields.
 
 Every prior assimilates the same share of its grid points, a draw of its own climatology observed at
-every fourth cell along each dimension and in every second state. Processor seconds of one thread,
-the best of some rounds, without the first run, which makes what all later ones share (the matrices
-of noise levels do not depend on members).
+every fourth cell along each dimension and in every second state. Processor seconds of one thread
+that more members take, the best of some rounds: what they share, the matrices of noise levels, is
+left out.
 
     python scripts/bench_systems.py
 """
@@ -41,7 +41,7 @@ def seconds(name: str, members: int, length: int, rounds: int) -> tuple[float, f
         assimilate(prior, observations, number, 0, time=truth["time"])
         return time.process_time() - start
 
-    # What all members share is in the difference of two runs no longer.
+    # The difference of two runs has nothing of what all members share.
     whole = min(
         (assimilation(2 * members) - assimilation(members)) / members for _ in range(rounds)
     )

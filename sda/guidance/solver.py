@@ -249,11 +249,6 @@ class ObservationSpace:
             likelihood = Likelihood(
                 self.affine, likelihood.y, likelihood.std, likelihood.shape, linear=True
             )
-        # Custom likelihoods may have columns alone.
-        if not hasattr(likelihood, "adjoint"):
-            for part in likelihood.columns().to(self.covariance.eigenvalues).split(batch):
-                yield self.covariance.transform(part)
-            return
         eye = torch.eye(len(self.std), dtype=self.std.dtype, device=self.std.device)
         for rows in eye.split(batch):
             yield self.covariance.transform(
