@@ -1,5 +1,6 @@
 """The Lightning module of training, and the callback that logs and checkpoints it."""
 
+import ast
 import copy
 import csv
 import json
@@ -16,6 +17,7 @@ from torch import Tensor
 from .climatology import Climatology
 from .compat import import_lightning
 from .denoiser import broadcast
+from .networks import complete_options
 from .optimiser import Muon, split_parameters
 from .prior import write_tensors, write_text
 from .processes import local, shard, share, slice_like, whole
@@ -186,6 +188,9 @@ class TrainingModule(LightningModule):
 
         content = json.loads((path / "state.json").read_text())
         given, expected = fingerprint(self.options), content["fingerprint"]
+        # A checkpoint may be older than some of its network's options: it has their defaults.
+        network = ast.literal_eval(expected["network"])
+        expected = expected | {"network": repr(complete_options(network))}
         if different := sorted(key for key in given if expected.get(key) != given[key]):
             raise ValueError(
                 "cannot resume with other options: "
@@ -274,6 +279,7 @@ def fingerprint(options: TrainingOptions) -> dict[str, str]:
     """What must agree between a checkpoint and the run that goes on from it."""
 
     content = {key: repr(value) for key, value in vars(options).items()}
+    content["network"] = repr(complete_options(options.network))
     for free in ("steps", "decay", "levels", "held_out", "precision", "calibrate"):
         content.pop(free)
     # Checkpoints that are older than these options have none of them.

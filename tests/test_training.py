@@ -232,6 +232,26 @@ train({str(store)!r}, {str(tmp_path / "broken")!r}, TrainingOptions(**{OPTIONS!r
         torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-6)
 
 
+def test_a_checkpoint_without_a_networks_later_options_is_resumed(
+    store: Path, tmp_path: Path
+) -> None:
+    run = {"device": "cpu", "progress": False}
+    train(store, tmp_path / "old", TrainingOptions(**OPTIONS), **run)
+    path = tmp_path / "old" / "checkpoint" / "state.json"
+    state = json.loads(path.read_text())
+    state["fingerprint"]["network"] = repr({"name": "gated", "width": 8, "depth": 1})
+    path.write_text(json.dumps(state))
+
+    spelt_out = {**OPTIONS["network"], "embedding": 64, "dilations": [1], "pole": False}
+    options = {**OPTIONS, "network": spelt_out, "steps": 42}
+    train(store, tmp_path / "old", TrainingOptions(**options), resume=True, **run)
+    assert json.loads(path.read_text())["step"] == 42
+
+    other = {**options, "network": {**spelt_out, "embedding": 32}}
+    with pytest.raises(ValueError, match="cannot resume with other options: network was"):
+        train(store, tmp_path / "old", TrainingOptions(**other), resume=True, **run)
+
+
 def test_training_twice_gives_the_same_weights(store: Path, tmp_path: Path) -> None:
     options = TrainingOptions(**{**OPTIONS, "steps": 6})
     for name in ("first", "second"):

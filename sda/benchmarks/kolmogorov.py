@@ -55,6 +55,7 @@ class Case:
 # Subsampling sees every 4th state, as the block averages do: only the spacing differs.
 CASES = {
     "blocks": Case("kolmogorov_blocks"),
+    "averages": Case("kolmogorov_averages"),
     "subsample 2": Case("kolmogorov_subsample2", {"every": 4}),
     "subsample 4": Case("kolmogorov_subsample4", {"every": 4}),
     "subsample 8": Case("kolmogorov_subsample8", {"every": 4}),

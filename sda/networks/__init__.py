@@ -5,6 +5,7 @@ Every network maps `(B, channels_in, *space)` and the logarithm of the noise lev
 evaluations cost, its channels hardly do.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,3 +54,18 @@ def options_of(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     options = dict(content)
 
     return str(options.pop("name")), options
+
+
+def complete_options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's configuration with the defaults of the options that it leaves out."""
+
+    name, options = options_of(content)
+    if name not in NETWORKS:
+        return dict(content)
+    parameters = inspect.signature(NETWORKS[name]).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty} | options
+
+    return {"name": name} | {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in sorted(defaults.items())
+    }
