@@ -39,6 +39,8 @@ from .static import static_fields
 from .symmetry import Symmetry
 from .window import WindowDenoiser
 
+# Twin experiments by which the exposure correction is found.
+TWINS = 24
 REPORT_LEVELS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -350,7 +352,12 @@ def train(
         context=context,
     )  # fmt: skip
     if options.calibrate:
-        prior.exposure = calibrate(prior, seed=options.seed)
+        length = min(2 * options.window, data.sizes["time"])
+        twins = Windows(source, windowed, length, held_out, memory)
+        truths = twins.draw(TWINS, np.random.default_rng(np.random.SeedSequence((options.seed, 2))))
+        prior.exposure = calibrate(
+            prior, seed=options.seed, truths=climatology.normalise(truths)
+        )
     prior.save(out, card=model_card(prior))
 
     return prior
@@ -449,7 +456,7 @@ dt = {prior.layout.dt:g}. Windows of {prior.window} states, any length of trajec
 "{options["preconditioning"]}".
 {info["windows_seen"]:,} windows in {info["seconds"]:.0f} s of training, seed {options["seed"]}.
 Exposure correction {prior.exposure:.3f}: the share by which noise levels are understated in
-sampling, so that unconditional samples have the climatology's energy.
+sampling, so that members have the energy of the states that they stand for.
 
 ## Held-out denoising error
 E‖D(x + s ε) − x‖² per normalised value, on members that were never trained on.

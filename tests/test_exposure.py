@@ -7,7 +7,7 @@ from torch import Tensor
 from dynamics import Lorenz96
 from sda.climatology import Climatology
 from sda.denoiser import Denoiser
-from sda.exposure import calibrate, energy
+from sda.exposure import _twins, calibrate, energy
 from sda.prior import Prior
 from sda.sampling import sample
 
@@ -62,6 +62,29 @@ def test_smoothing_is_found_and_cured(climatology: Climatology) -> None:
     assert after == pytest.approx(1, abs=0.04)
 
 
+def twins(climatology: Climatology, members: int, seed: int) -> Tensor:
+    noise = torch.randn(members, 4, 1, 12, generator=torch.Generator().manual_seed(seed))
+    return climatology.covariance(4).sample(noise)
+
+
+def test_posteriors_are_cured_of_smoothing_by_twins(climatology: Climatology) -> None:
+    prior = Prior(climatology, Smoothing(climatology, 0.1))  # type: ignore[arg-type]
+    others = twins(climatology, 300, 1)
+
+    def lacking() -> float:
+        return energy(_twins(prior, others, 1)(prior), climatology) / energy(others, climatology)
+
+    before = lacking()
+    prior.exposure = calibrate(prior, truths=twins(climatology, 200, 0))
+    assert before < 0.93 and 0.01 < prior.exposure < 0.25
+    assert lacking() == pytest.approx(1, abs=0.04)
+
+
+def test_twins_of_an_exact_denoiser_need_no_correction(climatology: Climatology) -> None:
+    prior = Prior(climatology, Smoothing(climatology, 0.0))  # type: ignore[arg-type]
+    assert calibrate(prior, truths=twins(climatology, 200, 0)) < 0.02
+
+
 def test_an_exact_denoiser_needs_no_correction(climatology: Climatology) -> None:
     prior = Prior(climatology, Smoothing(climatology, 0.0))  # type: ignore[arg-type]
     assert calibrate(prior, members=200) < 0.01
@@ -70,5 +93,8 @@ def test_an_exact_denoiser_needs_no_correction(climatology: Climatology) -> None
 def test_gaussian_priors_have_none(climatology: Climatology) -> None:
     with pytest.raises(ValueError, match="no exposure bias"):
         calibrate(Prior(climatology))
+    prior = Prior(climatology, Smoothing(climatology, 0.0))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"at least the 4 states of a window, got \(5, 3, 1, 12\)"):
+        calibrate(prior, truths=torch.zeros(5, 3, 1, 12))
     with pytest.raises(ValueError, match="exposure must be in"):
         Prior(climatology, Smoothing(climatology, 0.0), exposure=2.0).trajectory(8)  # type: ignore[arg-type]
