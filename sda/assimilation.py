@@ -231,7 +231,7 @@ def assimilate(
     method, options = guidance_method(guidance, fields=bool(layout.dims))
     if method not in METHODS:
         raise ValueError(f"unknown guidance {method!r}: expected one of {', '.join(METHODS)}")
-    langevin = langevin_steps(langevin, fields=bool(layout.dims))
+    langevin = langevin_steps(langevin, bool(layout.dims), prior.langevin)
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
     log_levels(**levels)
@@ -418,8 +418,15 @@ def guidance_method(
     return str(options.pop("name")), options
 
 
-def langevin_steps(langevin: "Langevin | str | None", fields: bool) -> "Langevin | None":
+def langevin_steps(
+    langevin: "Langevin | str | None", fields: bool, own: Mapping[str, Any] | None = None
+) -> "Langevin | None":
     """The Langevin steps of a name, by default those that suit the kind of system.
+
+    Arguments:
+        langevin: The steps, their name, or none.
+        fields: Whether states have spatial dimensions.
+        own: Options in place of those of the default, see `Prior.langevin`.
 
     Raises:
         ValueError: If the name is unknown.
@@ -433,7 +440,7 @@ def langevin_steps(langevin: "Langevin | str | None", fields: bool) -> "Langevin
         return langevin
     if langevin not in presets:
         raise ValueError(f"unknown langevin {langevin!r}: expected one of {', '.join(presets)}")
-    return presets[langevin]()
+    return presets[langevin](**(own or {} if langevin == "default" else {}))
 
 
 def trajectory_denoiser(

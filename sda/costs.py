@@ -155,7 +155,7 @@ def cost(
     for name, known in ((method, METHODS), (sampler, SAMPLERS)):
         if name not in known:
             raise ValueError(f"unknown {name!r}: expected one of {', '.join(known)}")
-    langevin = langevin_steps(langevin, fields)
+    langevin = langevin_steps(langevin, fields, prior.langevin)
     levels = log_levels(steps, s_max, s_min).tolist()
     shape = (len(times), *prior.layout.shape)
     item = torch.finfo(kind).bits // 8

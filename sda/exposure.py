@@ -80,8 +80,8 @@ def calibrate(
         iterations: The number of bisections, each of which halves an interval of 0.25.
         truths: Trajectories of normalised anomalies that the prior was not trained on, with shape
             `(member, time, channel, *space)`. Of each, every fourth value in time and space is
-            observed, and one member of its posterior sampled with `static` guidance and Langevin
-            steps.
+            observed, and one member of its posterior sampled with `static` guidance and the
+            Langevin steps of the prior.
 
     Returns:
         The share ε, between 0 and 0.25. It is not set on the prior.
@@ -148,9 +148,10 @@ def _twins(prior: Prior, truths: Tensor, seed: int) -> Callable[[Prior], Tensor]
     y = y + STD * torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(y)
     likelihood = Likelihood(observe, y, STD, shape, linear=True, part=observe)
     covariance = prior.climatology.covariance(shape[0])
+    langevin = Langevin.for_fields(**prior.langevin)
 
     def draw(trial: Prior) -> Tensor:
         guided = guide("static", trial.trajectory(shape[0]), likelihood, covariance)
-        return sample(guided, shape, seed, len(truths), langevin=Langevin.for_fields())
+        return sample(guided, shape, seed, len(truths), langevin=langevin)
 
     return draw

@@ -62,6 +62,8 @@ class Prior:
             (default: nothing, the climatology is that of the states themselves).
         context: What the states are given, see `sda.context` (default: nothing). Such a prior is of
             use once it is `given` it.
+        langevin: Options of `sda.langevin.Langevin` that suit this prior in smoothing, in place of
+            those of the preset for its kind of states.
 
     Raises:
         ValueError: If there are anomalies and a context.
@@ -77,13 +79,14 @@ class Prior:
         exposure: float = 0.0,
         anomalies: Anomalies | None = None,
         context: Context | None = None,
+        langevin: Mapping[str, Any] | None = None,
     ) -> None:
         if context is not None and anomalies is not None and not anomalies.trivial:
             raise ValueError("a prior of anomalies, of transforms or seasons, takes no context")
         self.context = context
         self.climatology, self.denoiser, self.name = climatology, denoiser, name
         self.symmetries, self.info = tuple(symmetries), dict(info or {})
-        self.exposure = exposure
+        self.exposure, self.langevin = exposure, dict(langevin or {})
         self.mapping = None if anomalies is None or anomalies.trivial else anomalies
 
     def given(self, context: xr.Dataset | str | Path) -> "Prior":
@@ -315,6 +318,7 @@ class Prior:
             "climatology": self.climatology.to_json(),
             "symmetries": [symmetry.to_json() for symmetry in self.symmetries],
             "exposure": self.exposure,
+            **({"langevin": self.langevin} if self.langevin else {}),
             "denoiser": None,
             "info": self.info,
         }
@@ -407,6 +411,7 @@ class Prior:
             content.get("exposure", 0.0),
             anomalies,
             context,
+            content.get("langevin"),
         )
 
         return prior.to(device)

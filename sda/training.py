@@ -33,6 +33,7 @@ from .climatology import Climatology
 from .context import Context
 from .data import Batches, NoiseLevels, Prefetch, Windows, open_dataset
 from .exposure import calibrate
+from .langevin import Langevin
 from .prior import Prior
 from .processes import check_processes, lightning_strategy
 from .static import static_fields
@@ -106,6 +107,7 @@ class TrainingOptions:
         precision: "float32" or "bfloat16", of the network alone.
         calibrate: Whether the exposure correction of the prior is calibrated after training, see
             `sda.exposure`.
+        langevin: Options of Langevin steps that suit the prior in smoothing, see `Prior`.
     """
 
     window: int
@@ -131,6 +133,7 @@ class TrainingOptions:
     seed: int = 0
     precision: str = "float32"
     calibrate: bool = False
+    langevin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
@@ -147,6 +150,10 @@ class TrainingOptions:
                 "a prior with a context has no unconditional samples to calibrate it by: leave out "
                 "calibrate"
             )
+        try:
+            Langevin(**self.langevin)
+        except TypeError as error:
+            raise ValueError(f"langevin has an unknown option: {error}") from error
         for name in ("rate", "adam_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -334,7 +341,7 @@ def train(
     if not trainer.is_global_zero:
         return Prior(
             climatology, average, name or out.name, symmetries, info, anomalies=anomalies,
-            context=context,
+            context=context, langevin=options.langevin,
         )  # fmt: skip
     held = Windows(source, windowed, options.window, held_out, memory)
     errors = denoising_error(average, climatology, held)
@@ -349,15 +356,13 @@ def train(
     }
     prior = Prior(
         climatology, average, name or out.name, symmetries, record, anomalies=anomalies,
-        context=context,
+        context=context, langevin=options.langevin,
     )  # fmt: skip
     if options.calibrate:
         length = min(2 * options.window, data.sizes["time"])
         twins = Windows(source, windowed, length, held_out, memory)
         truths = twins.draw(TWINS, np.random.default_rng(np.random.SeedSequence((options.seed, 2))))
-        prior.exposure = calibrate(
-            prior, seed=options.seed, truths=climatology.normalise(truths)
-        )
+        prior.exposure = calibrate(prior, seed=options.seed, truths=climatology.normalise(truths))
     prior.save(out, card=model_card(prior))
 
     return prior

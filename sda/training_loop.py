@@ -280,7 +280,7 @@ def fingerprint(options: TrainingOptions) -> dict[str, str]:
 
     content = {key: repr(value) for key, value in vars(options).items()}
     content["network"] = repr(complete_options(options.network))
-    for free in ("steps", "decay", "levels", "held_out", "precision", "calibrate"):
+    for free in ("steps", "decay", "levels", "held_out", "precision", "calibrate", "langevin"):
         content.pop(free)
     # Checkpoints that are older than these options have none of them.
     for late, usual in (("context", ()), ("lags", 1), ("climatology", {})):

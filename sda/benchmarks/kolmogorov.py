@@ -82,12 +82,12 @@ class Method:
 METHODS = {
     "Gaussian smoother": Method({"guidance": "static", "langevin": None}, gaussian=True),
     "static": Method({"guidance": "static", "langevin": None}),
-    "static + Langevin": Method({"guidance": "static", "langevin": "fields"}),
+    "static + Langevin": Method({"guidance": "static", "langevin": "default"}),
     "static + Langevin, bfloat16": Method(
-        {"guidance": "static", "langevin": "fields", "precision": "bfloat16"}
+        {"guidance": "static", "langevin": "default", "precision": "bfloat16"}
     ),
     "flow-dependent + Langevin": Method(
-        {"guidance": {"name": "flow_dependent", "pilots": 2}, "langevin": "fields"}
+        {"guidance": {"name": "flow_dependent", "pilots": 2}, "langevin": "default"}
     ),
 }
 DEFAULT_METHODS = ("Gaussian smoother", "static", "static + Langevin")
@@ -128,6 +128,7 @@ class CountedPrior(Prior):
             prior.symmetries,
             prior.info,
             prior.exposure,
+            langevin=prior.langevin,
         )
         self._evaluations = [0]  # shared by the shallow copies that `sda.assimilate` makes
 

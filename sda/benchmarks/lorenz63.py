@@ -311,7 +311,7 @@ def sample(
     if isinstance(method.langevin, Mapping):
         langevin: Langevin | None = Langevin(**method.langevin)
     else:
-        langevin = langevin_steps(method.langevin, fields=bool(prior.layout.dims))
+        langevin = langevin_steps(method.langevin, bool(prior.layout.dims), prior.langevin)
     x = draw(
         guided, (length, *prior.layout.shape), seed, members, langevin=langevin, **method.sampler
     )

@@ -55,9 +55,9 @@ class LowPrecision(Method):
 
 
 KOLMOGOROV = {
-    "static + Langevin (default)": Method({"name": "static"}, "fields"),
-    "static + Langevin, bfloat16": LowPrecision({"name": "static"}, "fields"),
-    "the same, 16 steps": LowPrecision({"name": "static"}, "fields", {"steps": 16}),
+    "static + Langevin (default)": Method({"name": "static"}, "default"),
+    "static + Langevin, bfloat16": LowPrecision({"name": "static"}, "default"),
+    "the same, 16 steps": LowPrecision({"name": "static"}, "default", {"steps": 16}),
     "static": Method({"name": "static"}),
     "static, bfloat16": LowPrecision({"name": "static"}),
     PUBLISHED: published(gamma=1e-2, tau=0.5),

@@ -84,7 +84,8 @@ def run_training(config: Mapping[str, Any]) -> "Prior":
 
     arguments = dict(config["training"])
     symmetries = [Symmetry(**each) for each in arguments.pop("symmetries")]
-    arguments["climatology"] = arguments.get("climatology") or {}
+    for key in ("climatology", "langevin"):
+        arguments[key] = arguments.get(key) or {}
     out = Path(config["out"])
     name = config["name"] or out.name
     if config["network"]["name"] == "none" and out.exists() and not config["overwrite"]:

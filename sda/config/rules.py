@@ -145,6 +145,7 @@ RULES = {
     "training.window": Rule("integer", low=1),
     "training.climatology_window": Rule("integer", low=1, optional=True),
     "training.climatology": Rule("mapping", optional=True),
+    "training.langevin": Rule("mapping", optional=True),
     "training.context": Rule("list"),
     "training.lags": Rule("integer", low=0),
     "training.preconditioning": Rule("text", choices=("wiener", "karras")),
