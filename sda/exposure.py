@@ -31,7 +31,7 @@ from .prior import Prior
 from .sampling import sample
 
 LARGEST = 0.25
-RELEVANT = 1e-4
+RELEVANT = 3e-3
 # What twins observe: one value of so many in time and in each direction, to this share of a std.
 EVERY, STD = 4, 0.1
 
@@ -41,8 +41,8 @@ def energy(x: Tensor, climatology: Climatology) -> float:
 
     .. math:: \\exp \\Big( \\sum_j w_j \\log \\frac{E[z_j^2]}{\\lambda_j} \\Big/ \\sum_j w_j \\Big)
 
-    over eigenvectors of the covariance of single states that hold more than a ten-thousandth of the
-    largest variance.
+    over eigenvectors of the covariance of single states that hold more than three thousandths of
+    the largest variance: the many small ones would outvote those that hold the energy.
 
     Arguments:
         x: Trajectories of normalised anomalies, with shape `(member, time, channel, *space)`.

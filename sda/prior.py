@@ -361,6 +361,8 @@ class Prior:
             ValueError: If the folder is damaged or of another format.
         """
 
+        from .langevin import Langevin
+
         path = find(name)
         try:
             content = json.loads((path / "prior.json").read_text())
@@ -387,6 +389,10 @@ class Prior:
                 denoiser.network.load_state_dict(weights)
                 denoiser.eval().requires_grad_(False)
             symmetries = [Symmetry(**s) for s in content["symmetries"]]
+            try:
+                Langevin(**content.get("langevin", {}))
+            except ValueError as error:
+                raise ValueError(f"{path} is a damaged prior: {error}") from error
             anomalies = None
             if "anomalies" in content:
                 tensors = load_file(path / "anomalies.safetensors")

@@ -451,6 +451,11 @@ def model_card(prior: Prior) -> str:
         names = ", ".join(prior.context.names)
         given = f"Conditioned on `{names}`, which `prior.given(dataset)` gives it.\n"
 
+    steps = ""
+    if prior.langevin:
+        own = ", ".join(f"{key} = {value}" for key, value in prior.langevin.items())
+        steps = f"Langevin steps in smoothing: {own}, where the preset has another value.\n"
+
     return f"""# {prior.name}
 
 A prior of trajectories of `{", ".join(prior.layout.variables)}`, {prior.layout.shape} per state,
@@ -462,7 +467,7 @@ dt = {prior.layout.dt:g}. Windows of {prior.window} states, any length of trajec
 {info["windows_seen"]:,} windows in {info["seconds"]:.0f} s of training, seed {options["seed"]}.
 Exposure correction {prior.exposure:.3f}: the share by which noise levels are understated in
 sampling, so that members have the energy of the states that they stand for.
-
+{steps}
 ## Held-out denoising error
 E‖D(x + s ε) − x‖² per normalised value, on members that were never trained on.
 

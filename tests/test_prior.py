@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from dynamics.layout import Layout
+from sda.assimilation import langevin_steps
 from sda.climatology import Climatology
+from sda.langevin import Langevin
 from sda.prior import GaussianPrior, Prior
 from sda.symmetry import Symmetry
 from sda.window import WindowDenoiser
@@ -45,6 +47,19 @@ def test_round_trip(tmp_path: Path) -> None:
     torch.testing.assert_close(
         again.trajectory(11).denoise(x, 0.3), first.trajectory(11).denoise(x, 0.3), rtol=0, atol=0
     )
+
+
+def test_a_priors_own_langevin_steps_are_the_default_ones(tmp_path: Path) -> None:
+    first = prior()
+    first.langevin = {"s_min": 0.3, "steps": 2}
+    own = Prior.load(first.save(tmp_path / "ring")).langevin
+    preset = Langevin.for_fields()
+
+    assert own == first.langevin
+    assert langevin_steps("default", True, own) == Langevin.for_fields(s_min=0.3, steps=2)
+    assert langevin_steps("fields", True, own) == preset
+    assert langevin_steps("default", True, prior().langevin) == preset
+    assert langevin_steps(None, True, own) is None
 
 
 def test_gaussian_prior_fits_streams_and_serves_any_length(tmp_path: Path) -> None:
@@ -125,6 +140,8 @@ def test_a_pickle_with_a_matching_checksum_is_still_not_executed(tmp_path: Path)
         ("format", 99, "has prior format 99"),
         ("layout", None, "damaged prior"),
         ("denoiser", {"window": 4}, "damaged prior"),
+        ("langevin", {"strength": 2}, "damaged prior"),
+        ("langevin", {"s_min": -1}, "damaged prior: noise levels must obey"),
     ],
 )
 def test_wrong_descriptions(tmp_path: Path, key: str, value: object, message: str) -> None:
