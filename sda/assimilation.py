@@ -104,7 +104,7 @@ def assimilate(
             options (default: `hybrid` with 2 pilots for systems without space, `static`
             for fields; for "filter", see `sda.Assimilator`).
         langevin: Langevin steps, see `sda.langevin.Langevin`: an instance, "vectors", "fields" or
-            None (default: those that suit the kind of system, in smoothing with what the prior has
+            None (default: those that suit the kind of system, with what the prior has
             of its own, see `Prior`).
         smc: Weights and resampling at each noise level, see `sda.smc.ParticleStep` (default: none).
             The number of members must be a multiple of its `group`.

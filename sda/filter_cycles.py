@@ -108,7 +108,7 @@ class Cycles(Inbox):
         averaged = METHODS[method] is AveragedGuidance
         if langevin == "default" and averaged:
             langevin = cycle_langevin()
-        langevin = langevin_steps(langevin, fields=not vectors)
+        langevin = langevin_steps(langevin, not vectors, prior.langevin)
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}: expected one of {', '.join(SAMPLERS)}")
         given: dict[str, Any] = {"steps": steps, "s_max": s_max, "s_min": s_min}

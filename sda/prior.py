@@ -62,8 +62,8 @@ class Prior:
             (default: nothing, the climatology is that of the states themselves).
         context: What the states are given, see `sda.context` (default: nothing). Such a prior is of
             use once it is `given` it.
-        langevin: Options of `sda.langevin.Langevin` that suit this prior in smoothing, in place of
-            those of the preset for its kind of states.
+        langevin: Options of `sda.langevin.Langevin` that suit this prior where it smooths or
+            filters, in place of those of the preset for its kind of states.
 
     Raises:
         ValueError: If there are anomalies and a context.
