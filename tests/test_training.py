@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from dynamics import KolmogorovFlow, Lorenz96
 from sda.climatology import Climatology
 from sda.data import Batches, NoiseLevels, Prefetch, Windows
+from sda.exposure import calibrate
 from sda.optimiser import Muon, orthogonalise, split_parameters
 from sda.prior import Prior
 from sda.symmetry import Symmetry
@@ -178,6 +179,24 @@ def test_karras_preconditioning_learns_too(store: Path, tmp_path: Path) -> None:
         errors.append({row["s"]: row["network"] for row in prior.info["denoising_error"]})
     # Before training it is the scalar filter x / (1 + s²), which knows no correlations.
     assert errors[1][0.3] < 0.7 * errors[0][0.3]
+
+
+def test_what_suits_a_prior_in_sampling_is_found_and_kept(store: Path, tmp_path: Path) -> None:
+    own = {"s_min": 0.3, "steps": 1}
+    options = TrainingOptions(**{**OPTIONS, "calibrate": True, "langevin": own})
+    train(store, tmp_path / "prior", options, device="cpu", progress=False)
+    prior = Prior.load(tmp_path / "prior")
+
+    # The twins that training made, of held-out members.
+    truths = Windows(store, RING, 8, [7]).draw(
+        24, np.random.default_rng(np.random.SeedSequence((0, 2)))
+    )
+    again = calibrate(prior, truths=prior.climatology.normalise(truths))
+    assert prior.langevin == own and prior.exposure == pytest.approx(again)
+    card = (tmp_path / "prior" / "README.md").read_text()
+    assert "s_min = 0.3, steps = 1" in card and f"correction {again:.3f}" in card
+    with pytest.raises(ValueError, match="langevin has an unknown option.*strength"):
+        TrainingOptions(window=4, langevin={"strength": 1})
 
 
 def test_bfloat16_keeps_the_linear_part_exact(store: Path, tmp_path: Path) -> None:
