@@ -39,6 +39,7 @@ if __name__ == "__main__":
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--methods", nargs="+", default=DEFAULT_METHODS, choices=list(METHODS))
     parser.add_argument("--truths", type=int, default=2)
+    parser.add_argument("--first", type=int, default=0, help="the index of the first truth")
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
@@ -48,7 +49,7 @@ if __name__ == "__main__":
     torch.set_num_threads(options.threads)
     rows = run(
         Prior.load(options.prior), options.cases, options.methods, options.truths,
-        options.members, options.length, report=show,
+        options.members, options.length, report=show, first=options.first,
     )  # fmt: skip
     print(table(rows))
     if options.out:

@@ -263,6 +263,7 @@ def run(
     length: int = 16,
     flow: KolmogorovFlow | None = None,
     report: Callable[[Row], None] | None = None,
+    first: int = 0,
     **options: Any,
 ) -> list[Row]:
     """Runs `sda.assimilate` with each method on each kind of observations of several truths.
@@ -276,6 +277,7 @@ def run(
         length: The number of states of a trajectory.
         flow: The flow that makes the truths (default: that of `system`).
         report: A function called with each row.
+        first: The index of the first truth.
         options: Options of `sda.assimilate` for all methods, as `steps`.
 
     Raises:
@@ -296,7 +298,7 @@ def run(
     gaussian = Prior(prior.climatology, name=f"{prior.name}, Gaussian")
 
     rows = []
-    for index in range(truths):
+    for index in range(first, first + truths):
         truth = make_truth(index, length, flow)
         for case in cases:
             observations = make_observations(case, truth, index)
